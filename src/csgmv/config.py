@@ -1,0 +1,145 @@
+"""Launch configs of the three operations: frozen classes and their built-in defaults.
+
+A config holds everything about a launch that does not change its result: tile sizes, split-K, warps, stages,
+register cap. Its fields, and what each may be, are listed in `rules.FIELDS`, from which tuner and codegen work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field, fields, replace
+from typing import Any, ClassVar, Union
+
+from csgmv import rules
+
+
+def _check(op: str, row: tuple[object, ...]) -> None:
+    if fault := rules.config_fault(op, row):
+        raise ValueError(f"{op} config: {fault}")
+
+
+@dataclass(frozen=True)
+class ShrinkConfig:
+    """How `lora_shrink` is launched. The defaults are sglang's (BLOCK_N 16, BLOCK_K 256).
+
+    Attributes:
+        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_n: columns of one accumulator (columns are num_slices · rank).
+        block_k: input columns multiplied per step.
+        column_tiles: accumulators of one program, all fed by the same tile of x.
+        split_k: parts that input_dim is cut into, each summed by a program of its own into float32 partials.
+        num_warps: warps of a program.
+        num_stages: depth of the software pipeline over block_k steps.
+        maxnreg: registers a thread may use, or None to let the compiler choose.
+    """
+
+    op: ClassVar[str] = "shrink"
+    block_m: int = 64
+    block_n: int = 16
+    block_k: int = 256
+    column_tiles: int = 1
+    split_k: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+    maxnreg: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.op, astuple(self))
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """How `lora_expand` is launched. The defaults are sglang's (BLOCK_N 64, BLOCK_K 16).
+
+    Attributes:
+        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_n: output columns of a tile.
+        block_k: ranks multiplied per step; the whole rank at once where it is at least max_rank.
+        column_tiles: tiles that one program computes one after the other, keeping its rows of h on chip.
+        num_warps: warps of a program.
+        num_stages: depth of the software pipeline over tiles (or over block_k steps).
+        maxnreg: registers a thread may use, or None to let the compiler choose.
+    """
+
+    op: ClassVar[str] = "expand"
+    block_m: int = 64
+    block_n: int = 64
+    block_k: int = 16
+    column_tiles: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+    maxnreg: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.op, astuple(self))
+
+
+@dataclass(frozen=True)
+class AddLoraConfig:
+    """How `add_lora` is launched: its two kernels, tuned together.
+
+    Attributes:
+        shrink: the first kernel; with split_k > 1 it leaves float32 partials that the second sums as it loads them.
+        expand: the second kernel.
+        overlap: start the second kernel's loads of weights and base before the first has finished
+            (programmatic dependent launch; compute capability 9.0 and later).
+    """
+
+    op: ClassVar[str] = "add_lora"
+    shrink: ShrinkConfig = field(default_factory=ShrinkConfig)
+    expand: ExpandConfig = field(default_factory=ExpandConfig)
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.op, to_row(self))
+
+
+Config = Union[ShrinkConfig, ExpandConfig, AddLoraConfig]
+_CLASSES: Mapping[str, type[Any]] = {"shrink": ShrinkConfig, "expand": ExpandConfig}
+
+
+def to_row(config: Config) -> rules.Row:
+    """A config's values in the order of `rules.FIELDS`: what the table and the raw results hold."""
+    if isinstance(config, AddLoraConfig):
+        return (*astuple(config.shrink), *astuple(config.expand), config.overlap)
+    return astuple(config)
+
+
+def from_row(op: str, row: rules.Row) -> Config:
+    """The inverse of `to_row`.
+
+    Raises:
+        ValueError: the row is not a well-formed config of this operation.
+    """
+    _check(op, row)
+    if op == "add_lora":
+        cut = len(fields(ShrinkConfig))
+        return AddLoraConfig(ShrinkConfig(*row[:cut]), ExpandConfig(*row[cut:-1]), bool(row[-1]))  # type: ignore[arg-type]
+    config: Config = _CLASSES[op](*row)
+    return config
+
+
+def _smaller(config: ShrinkConfig | ExpandConfig) -> Iterator[Any]:
+    """The config and ever more modest ones, for devices and dtypes that the first asks too much of."""
+    yield config
+    for block_m in (config.block_m, 32, 16):
+        for block_k in (config.block_k, 128, 64, 32, 16):
+            for num_stages in (config.num_stages, 2, 1):
+                if block_m <= config.block_m and block_k <= config.block_k and num_stages <= config.num_stages:
+                    yield replace(config, block_m=block_m, block_k=block_k, num_stages=num_stages)
+
+
+def default_config(key: rules.Key, limits: rules.Limits) -> Config:
+    """The built-in config for a key that no table row serves: the class defaults, made to fit the device.
+
+    Raises:
+        ValueError: not even the smallest tile fits.
+    """
+    if key.op == "add_lora":
+        shrink, expand = (default_config(key._replace(op=op), limits) for op in ("shrink", "expand"))
+        assert isinstance(shrink, ShrinkConfig) and isinstance(expand, ExpandConfig)
+        return AddLoraConfig(shrink, expand)
+    for config in _smaller(_CLASSES[key.op]()):
+        if rules.resource_fault(to_row(config), key, limits) is None:
+            return config  # type: ignore[no-any-return]
+    raise ValueError(f"no {key.op} config fits a device with {limits.shared_memory} bytes of shared memory")

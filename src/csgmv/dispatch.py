@@ -1,0 +1,179 @@
+"""From a launch to its config: the key of a launch, and the table's row for it or for its nearest neighbour.
+
+A key is resolved once and remembered; nothing here reads a file, the environment or the GPU after that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import triton
+
+from csgmv import launch, rules
+from csgmv.config import Config, default_config, from_row
+from csgmv.rules import Key
+from csgmv.segments import Segments
+
+Table = Mapping[tuple[str, str], Mapping[tuple[object, ...], "rules.Row | None"]]
+
+_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+# What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
+_INTERPRETER_LIMITS = rules.Limits(shared_memory=1 << 30, programmatic_launch=True)
+
+
+class Target(NamedTuple):
+    """What launches on a device are looked up under, and what it can run."""
+
+    gpu: str
+    triton: str
+    limits: rules.Limits
+
+
+class Choice(NamedTuple):
+    """The config that a launch gets, and why.
+
+    Attributes:
+        config: of the operation's class.
+        step: the step of the fallback that found it, e.g. "exact", "nearest segment bucket (8)", "default".
+        source: the key whose row it is; None for the built-in default.
+        triton: the Triton version that the row was tuned under; None for the built-in default.
+    """
+
+    config: Config
+    step: str
+    source: Key | None
+    triton: str | None
+
+
+def shrink_key(input_dim: int, max_rank: int, num_slices: int, dtype: torch.dtype, segments: Segments) -> Key:
+    """The key of a `lora_shrink` launch."""
+    bucket = rules.segment_bucket(segments.num_segments)
+    return Key("shrink", input_dim, (), max_rank, num_slices, _DTYPE_NAMES[dtype], segments.chunk_size, bucket)
+
+
+def expand_key(slice_widths: tuple[int, ...], max_rank: int, dtype: torch.dtype, segments: Segments) -> Key:
+    """The key of a `lora_expand` launch."""
+    bucket = rules.segment_bucket(segments.num_segments)
+    name = _DTYPE_NAMES[dtype]
+    return Key("expand", 0, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
+
+
+def add_lora_key(
+    input_dim: int, slice_widths: tuple[int, ...], max_rank: int, dtype: torch.dtype, segments: Segments
+) -> Key:
+    """The key of an `add_lora` launch."""
+    bucket = rules.segment_bucket(segments.num_segments)
+    name = _DTYPE_NAMES[dtype]
+    return Key("add_lora", input_dim, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
+
+
+@functools.cache
+def table() -> Table:
+    """The generated table; empty in a tree or wheel that has none."""
+    try:
+        from csgmv._tuned_table import TABLE
+    except ModuleNotFoundError:
+        return {}
+    return TABLE
+
+
+@functools.cache
+def device_limits(device: torch.device) -> rules.Limits:
+    """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
+    if device.type != "cuda":
+        return _INTERPRETER_LIMITS
+    properties = torch.cuda.get_device_properties(device)
+    return rules.Limits(
+        shared_memory=properties.shared_memory_per_block_optin,
+        registers=properties.regs_per_multiprocessor,
+        programmatic_launch=torch.version.cuda is not None and properties.major >= 9,
+    )
+
+
+@functools.cache
+def target(device: torch.device) -> Target:
+    """Under which GPU and Triton version a device's launches are looked up.
+
+    Interpreted launches have neither: they take the rows of the GPU that the table knows best, so that a machine
+    without a GPU runs the embedded configs too.
+    """
+    if device.type == "cuda":
+        return Target(torch.cuda.get_device_name(device), triton.__version__, device_limits(device))
+    best = max(table(), key=lambda head: (len(table()[head]), head), default=("", triton.__version__))
+    return Target(*best, device_limits(device))
+
+
+def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
+    """Walk the fallback: the rows of this GPU under the nearest Triton version first, then the built-in default."""
+    versions = rules.nearest_versions(where.triton, (version for gpu, version in rows_of if gpu == where.gpu))
+    for version in versions:
+        rows = rows_of[where.gpu, version]
+
+        def usable(other: Key, rows: Mapping[tuple[object, ...], rules.Row | None] = rows) -> bool:
+            row = rows[other]
+            return row is None or rules.resource_fault(row, key, where.limits) is None
+
+        found = rules.nearest(key, map(Key._make, rows), usable)  # type: ignore[arg-type]
+        if found:
+            source, step = found
+            row = rows[source]
+            if version != where.triton:
+                step = f"Triton {version}, {step}"
+            if row is None:
+                return Choice(default_config(key, where.limits), f"{step}: the default was measured best", source, version)
+            return Choice(from_row(key.op, row), step, source, version)
+    return Choice(default_config(key, where.limits), "default", None, None)
+
+
+_remembered: dict[tuple[int | None, Key], Choice] = {}
+
+
+def choose(key: Key, device: torch.device) -> Choice:
+    """The config for a launch with this key on this device; resolved once, then remembered."""
+    known = _remembered.get((device.index, key))
+    if known is None:
+        known = _remembered[device.index, key] = resolve(key, target(device), table())
+    return known
+
+
+def explain(
+    op: str,
+    *,
+    max_rank: int,
+    input_dim: int = 0,
+    slice_widths: tuple[int, ...] = (),
+    num_slices: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    chunk_size: int,
+    num_segments: int,
+    device: torch.device | str | None = None,
+) -> Choice:
+    """The config that a launch would get, and the step of the fallback that it comes from.
+
+    Args:
+        op: "shrink", "expand" or "add_lora".
+        max_rank: of lora_a and lora_b, 1 to 256.
+        input_dim: columns of x (shrink, add_lora).
+        slice_widths: output columns of each slice (expand, add_lora).
+        num_slices: shrink only; elsewhere it is the number of slice_widths.
+        dtype: of x or h.
+        chunk_size, num_segments: of the Segments.
+        device: a GPU, or "cpu" for interpreted launches; None is the current GPU if there is one.
+
+    Raises:
+        ValueError: no launch has such a key; names the field, what was expected and what came.
+    """
+    if dtype not in _DTYPE_NAMES:
+        raise ValueError(f"dtype: expected float16, bfloat16 or float32, got {dtype}")
+    slices = num_slices if num_slices is not None else max(len(slice_widths), 1)
+    bucket = rules.segment_bucket(num_segments)
+    key = Key(op, input_dim, tuple(slice_widths), max_rank, slices, _DTYPE_NAMES[dtype], chunk_size, bucket)
+    if fault := rules.key_fault(key):
+        raise ValueError(fault)
+    if device is None:
+        interpreted = launch.INTERPRETED or not torch.cuda.is_available()
+        device = torch.device("cpu") if interpreted else torch.device("cuda", torch.cuda.current_device())
+    return choose(key, torch.device(device))

@@ -1,0 +1,296 @@
+"""Expand: base_output += scaling[adapter] · (h @ B[adapter].T) for every row of every segment, slice by slice.
+
+A program keeps its rows of h on chip and walks over one or several tiles of one slice's output columns. What it reads
+from memory mostly is base_output, so each tile's weights and base are on their way before the tile before is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from csgmv import arguments, dispatch, launch, rules
+from csgmv.config import ExpandConfig
+from csgmv.segments import Segments
+
+
+@triton.jit
+def _load_h(h_row, k, rank, split_stride, live, FULL: tl.constexpr, SPLITS: tl.constexpr, dtype: tl.constexpr):
+    """h's tile [BLOCK_M, BLOCK_K], zero beyond rank; float32 partials are summed in their order, then rounded once."""
+    mask = live if FULL else live & (k < rank)[None, :]
+    pointers = h_row + k[None, :]
+    total = tl.load(pointers, mask=mask, other=0.0)
+    # Not static_range: then each partial would go through shared memory into the dot's layout before it is added.
+    for _ in tl.range(1, SPLITS, num_stages=1):
+        pointers += split_stride
+        total += tl.load(pointers, mask=mask, other=0.0)
+    return total.to(dtype)
+
+
+@triton.jit
+def _load_b(
+    b_slice, column, k, rank, width, FULL: tl.constexpr, MAX_RANK: tl.constexpr, EVEN_N: tl.constexpr
+):
+    """B's tile [BLOCK_K, BLOCK_N], zero beyond rank; columns past the slice repeat its last one."""
+    b_row = (column if EVEN_N else tl.minimum(column, width - 1)).to(tl.int64)
+    pointers = b_slice + b_row[None, :] * MAX_RANK + k[:, None]
+    if FULL:
+        tile = tl.load(pointers)
+    else:
+        # Whole groups of 8 are loaded, so that the mask does not break 16-byte accesses; what they hold past the
+        # adapter's rank may be NaN, so it is replaced, not multiplied by zero.
+        loaded = tl.cdiv(rank, 8) * 8 if MAX_RANK % 8 == 0 else rank
+        tile = tl.load(pointers, mask=(k < loaded)[:, None], other=0.0)
+        tile = tl.where((k < rank)[:, None], tile, 0.0)
+    return tile
+
+
+@triton.jit
+def _expand_tiles(
+    # pointers, of this program's rows and slice
+    h_row,  # [BLOCK_M, 1]
+    b_slice,
+    base_row,  # [BLOCK_M, 1]
+    # sizes
+    live,  # [BLOCK_M, 1]
+    rank,
+    scaling,
+    first_column,
+    width,
+    split_stride,
+    # constants
+    FULL: tl.constexpr,  # rank is MAX_RANK, a multiple of BLOCK_K: nothing to mask along the rank
+    MAX_RANK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    k = tl.arange(0, BLOCK_K)
+    column = first_column + tl.arange(0, BLOCK_N)
+    dtype: tl.constexpr = b_slice.dtype.element_ty
+    if BLOCK_K >= MAX_RANK:
+        # The whole rank in one step: h stays on chip, weights and base of a tile are loaded one tile ahead. None of
+        # the first tile's depends on the shrink kernel, so with OVERLAP they load while that is still running.
+        tiles = tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))
+        b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
+        mask = live if EVEN_N else live & (column < width)[None, :]
+        base_tile = tl.load(base_row + column[None, :], mask=mask, other=0.0)
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
+        h_tile = _load_h(h_row, k, rank, split_stride, live, FULL, SPLITS, dtype)
+        for _ in tl.range(1, tiles):
+            next_column = column + BLOCK_N
+            next_b = _load_b(b_slice, next_column, k, rank, width, FULL, MAX_RANK, EVEN_N)
+            next_mask = live if EVEN_N else live & (next_column < width)[None, :]
+            next_base = tl.load(base_row + next_column[None, :], mask=next_mask, other=0.0)
+            value = base_tile.to(tl.float32) + tl.dot(h_tile, b_tile, input_precision="ieee") * scaling
+            tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
+            column = next_column
+            b_tile = next_b
+            base_tile = next_base
+            mask = next_mask
+        value = base_tile.to(tl.float32) + tl.dot(h_tile, b_tile, input_precision="ieee") * scaling
+        tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
+    else:
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
+        for _ in tl.range(0, tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))):
+            mask = live if EVEN_N else live & (column < width)[None, :]
+            base_tile = tl.load(base_row + column[None, :], mask=mask, other=0.0)
+            delta = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for step in tl.range(0, tl.cdiv(rank, BLOCK_K)):
+                h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, live, FULL, SPLITS, dtype)
+                b_tile = _load_b(b_slice, column, step * BLOCK_K + k, rank, width, FULL, MAX_RANK, EVEN_N)
+                delta = tl.dot(h_tile, b_tile, delta, input_precision="ieee")
+            value = base_tile.to(tl.float32) + delta * scaling
+            tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
+            column += BLOCK_N
+
+
+@triton.jit(do_not_specialize=["row_tiles", "column_programs"])
+def _expand_kernel(
+    # pointers
+    h,
+    lora_b,
+    base_output,
+    permutation,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    scalings,
+    # sizes
+    end0,  # where each slice ends along output_dim
+    end1,
+    end2,
+    end3,
+    b_stride,
+    base_stride,
+    split_stride,
+    row_tiles,
+    column_programs,
+    # constants
+    NUM_SLICES: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    PADDED: tl.constexpr,  # slice i of h begins at column i * MAX_RANK, not i * rank
+    STAGED: tl.constexpr,  # h comes from the shrink kernel: rows by position, padded, SPLITS partials to sum
+    OVERLAP: tl.constexpr,  # launched while the shrink kernel may still be running
+    EVEN_N: tl.constexpr,  # every slice's width is a multiple of BLOCK_N
+    SPLITS: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    program = pid % column_programs
+    pid = pid // column_programs
+    segment = pid // row_tiles
+    adapter = tl.load(weight_indices + segment)
+    start = tl.load(seg_indptr + segment) + (pid % row_tiles) * BLOCK_M
+    end = tl.load(seg_indptr + segment + 1)
+    if start >= end:
+        return
+
+    # Slices are uneven: find the one that this program's tiles lie in, and the first of its columns.
+    ends = (end0, end1, end2, end3)
+    slice_id = 0
+    slice_start = 0
+    width = end0
+    for following in tl.static_range(1, NUM_SLICES):
+        programs = tl.cdiv(width, BLOCK_N * COLUMN_TILES)
+        beyond = (slice_id == following - 1) & (program >= programs)
+        program = tl.where(beyond, program - programs, program)
+        slice_id = tl.where(beyond, following, slice_id)
+        slice_start = tl.where(beyond, ends[following - 1], slice_start)
+        width = tl.where(beyond, ends[following] - ends[following - 1], width)
+    first_column = program * (BLOCK_N * COLUMN_TILES)
+
+    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
+    scaling = tl.load(scalings + adapter)
+    if rank == 0:
+        return
+    position = start + tl.arange(0, BLOCK_M)
+    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
+    live = (position < end)[:, None]
+    h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * (NUM_SLICES * MAX_RANK)
+    b_slice = lora_b + adapter.to(tl.int64) * b_stride + slice_start.to(tl.int64) * MAX_RANK
+    base_row = base_output + row[:, None] * base_stride + slice_start
+    if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
+        _expand_tiles(
+            h_row + slice_id * MAX_RANK, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
+            True, MAX_RANK, SPLITS, OVERLAP, EVEN_N, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        h_slice = slice_id * (MAX_RANK if PADDED or STAGED else rank)
+        _expand_tiles(
+            h_row + h_slice, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
+            False, MAX_RANK, SPLITS, OVERLAP, EVEN_N, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+
+
+def launch_expand(
+    h: torch.Tensor,
+    lora_b: torch.Tensor,
+    base_output: torch.Tensor,
+    segments: Segments,
+    slice_offsets: Sequence[int],
+    config: ExpandConfig,
+    *,
+    padded: bool,
+    staged: bool,
+    overlap: bool = False,
+) -> None:
+    """Start the expand kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
+    max_rank = lora_b.shape[2]
+    widths = [b - a for a, b in zip(slice_offsets, slice_offsets[1:])]
+    block_m = launch.row_tile(config.block_m, segments.chunk_size)
+    row_tiles = -(-segments.chunk_size // block_m)
+    run = config.block_n * config.column_tiles
+    column_programs = sum(-(-width // run) for width in widths)
+    ends = [*slice_offsets[1:], *[slice_offsets[-1]] * (rules.MAX_SLICES - len(widths))]
+    launch.run(
+        _expand_kernel,
+        segments.num_segments * row_tiles * column_programs,
+        config,
+        h,
+        lora_b,
+        base_output,
+        segments.permutation,
+        segments.seg_indptr,
+        segments.weight_indices,
+        segments.lora_ranks,
+        segments.scalings,
+        *ends,
+        lora_b.shape[1] * max_rank,
+        base_output.stride(0),
+        h.stride(0) if staged else 0,
+        row_tiles,
+        column_programs,
+        NUM_SLICES=len(widths),
+        MAX_RANK=max_rank,
+        PADDED=padded,
+        STAGED=staged,
+        OVERLAP=overlap,
+        EVEN_N=all(width % config.block_n == 0 for width in widths),
+        SPLITS=h.shape[0] if staged else 1,
+        COLUMN_TILES=config.column_tiles,
+        BLOCK_M=block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=min(config.block_k, max(16, triton.next_power_of_2(max_rank))),
+        overlap=overlap,
+    )
+
+
+def lora_expand(
+    h: torch.Tensor,
+    lora_b: torch.Tensor,
+    segments: Segments,
+    slice_offsets: Sequence[int],
+    base_output: torch.Tensor,
+    *,
+    padded: bool = False,
+    config: ExpandConfig | None = None,
+) -> torch.Tensor:
+    """Add each row's adapter output in place: base_output += scaling · (h @ B[adapter].T), slice by slice.
+
+    Products are accumulated, scaled and added to the base in float32, then rounded once.
+
+    Args:
+        h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; fp16, bf16 or fp32, contiguous. Columns past
+            an adapter's own rank are never used.
+        lora_b: [num_loras, output_dim, max_rank], h's dtype, contiguous. Columns past an adapter's own rank are never
+            used.
+        segments: which rows belong to which adapter.
+        slice_offsets: where the slices begin and end along output_dim, on the host, e.g. (0, q, q + k, q + k + v).
+        base_output: [num_tokens, at least output_dim], h's dtype; rows may be strided. Changed in place; rows without
+            an adapter keep their bits.
+        padded: slice i of h begins at column i · max_rank; otherwise at i · rank (packed, sglang's layout).
+        config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
+
+    Returns:
+        base_output.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
+    """
+    max_rank, widths = arguments.check_lora_b(lora_b, h, slice_offsets)
+    arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
+    arguments.check_base_output(base_output, h, slice_offsets[-1])
+    arguments.check_segments(segments, h)
+    if segments.num_segments == 0 or h.shape[0] == 0 or slice_offsets[-1] == 0:
+        return base_output
+    if config is None:
+        key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
+        config = dispatch.choose(key, h.device).config  # type: ignore[assignment]
+    config = arguments.check_config(config, ExpandConfig)
+    launch_expand(h, lora_b, base_output, segments, slice_offsets, config, padded=padded, staged=False)
+    return base_output

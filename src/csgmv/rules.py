@@ -1,0 +1,275 @@
+"""Every rule that the codegen, the tuner and the dispatch must agree on, each written once.
+
+Standard library only: the codegen loads this file by its path, because importing the package would import torch.
+
+    Key                 what a config is stored under
+    FIELDS              what a config consists of, per operation
+    key_faults          whether a launch could ever ask for a key
+    config_fault        whether a config is well formed
+    resource_fault      whether a device can run it
+    nearest             which stored row serves a key that has none of its own
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Union
+
+ConfigValue = Union[int, bool, None]
+Row = tuple[ConfigValue, ...]
+
+OPS = ("shrink", "expand", "add_lora")
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+MAX_SLICES = 4
+MAX_RANK = 256
+
+
+class Key(NamedTuple):
+    """What a tuned config is stored under, beside the GPU's name and the Triton version.
+
+    `input_dim` is 0 for expand and `slice_widths` is () for shrink: neither kernel's cost depends on them there.
+    """
+
+    op: str
+    input_dim: int
+    slice_widths: tuple[int, ...]
+    max_rank: int
+    num_slices: int
+    dtype: str
+    chunk_size: int
+    segment_bucket: int
+
+
+def segment_bucket(num_segments: int) -> int:
+    """The power of two that a number of segments is rounded up to (0 and 1 share bucket 1)."""
+    return 1 << max(num_segments - 1, 0).bit_length()
+
+
+def key_faults(key: Key) -> Iterator[str]:
+    """Every reason why no launch could ever ask for this key, each as 'field: what was expected, what came'."""
+    if key.op not in OPS:
+        yield f"op: expected one of {', '.join(OPS)}, got {key.op!r}"
+        return  # what the other fields may be depends on it
+    if key.dtype not in DTYPE_BYTES:
+        yield f"dtype: expected one of {', '.join(DTYPE_BYTES)}, got {key.dtype!r}"
+    if not 1 <= key.max_rank <= MAX_RANK:
+        yield f"max_rank: expected 1 to {MAX_RANK}, got {key.max_rank}"
+    if not 1 <= key.num_slices <= MAX_SLICES:
+        yield f"num_slices: expected 1 to {MAX_SLICES}, got {key.num_slices}"
+    if (key.input_dim > 0) != (key.op != "expand"):
+        wanted = "0" if key.op == "expand" else "a positive number"
+        yield f"input_dim: expected {wanted} for {key.op}, got {key.input_dim}"
+    expected = 0 if key.op == "shrink" else key.num_slices
+    if len(key.slice_widths) != expected or any(width < 0 for width in key.slice_widths):
+        yield f"slice_widths: expected {expected} non-negative widths for {key.op}, got {list(key.slice_widths)}"
+    if key.chunk_size < 1:
+        yield f"chunk_size: expected a positive number, got {key.chunk_size}"
+    if key.segment_bucket != segment_bucket(key.segment_bucket):
+        yield f"segment_bucket: expected a power of two, got {key.segment_bucket}"
+
+
+def key_fault(key: Key) -> str | None:
+    """Why no launch could ever ask for this key, or None."""
+    return next(key_faults(key), None)
+
+
+class Field(NamedTuple):
+    """One field of a config: its name, the values it may take, and whether None (the compiler chooses) is one."""
+
+    name: str
+    least: int
+    most: int
+    power_of_two: bool = True
+    optional: bool = False
+    boolean: bool = False
+
+
+_LAUNCH = (
+    Field("num_warps", 1, 16),
+    Field("num_stages", 1, 8, power_of_two=False),
+    Field("maxnreg", 24, 255, power_of_two=False, optional=True),
+)
+_SHRINK = (
+    Field("block_m", 16, 256),
+    Field("block_n", 16, 256),
+    Field("block_k", 16, 1024),
+    Field("column_tiles", 1, 8, power_of_two=False),
+    Field("split_k", 1, 64, power_of_two=False),
+    *_LAUNCH,
+)
+_EXPAND = (
+    Field("block_m", 16, 256),
+    Field("block_n", 16, 256),
+    Field("block_k", 16, 256),
+    Field("column_tiles", 1, 64, power_of_two=False),
+    *_LAUNCH,
+)
+_ADD_LORA = (
+    *(field._replace(name="shrink_" + field.name) for field in _SHRINK),
+    *(field._replace(name="expand_" + field.name) for field in _EXPAND),
+    Field("overlap", 0, 1, boolean=True),
+)
+FIELDS: Mapping[str, tuple[Field, ...]] = {"shrink": _SHRINK, "expand": _EXPAND, "add_lora": _ADD_LORA}
+FIELD_NAMES: Mapping[str, tuple[str, ...]] = {op: tuple(f.name for f in fields) for op, fields in FIELDS.items()}
+
+
+def _value_fault(field: Field, value: object) -> str | None:
+    if field.boolean:
+        return None if isinstance(value, bool) else f"{field.name}: expected true or false, got {value!r}"
+    if value is None and field.optional:
+        return None
+    wanted = f"{'a power of two ' if field.power_of_two else ''}from {field.least} to {field.most}"
+    if field.optional:
+        wanted += " or null"
+    if isinstance(value, bool) or not isinstance(value, int) or not field.least <= value <= field.most:
+        return f"{field.name}: expected {wanted}, got {value!r}"
+    if field.power_of_two and value & (value - 1):
+        return f"{field.name}: expected {wanted}, got {value}"
+    return None
+
+
+def config_fault(op: str, row: Sequence[object]) -> str | None:
+    """What is wrong with a config given as its values in the order of FIELDS[op], or None.
+
+    Checks each value by itself; whether a device can run the whole is resource_fault's question.
+    """
+    fields = FIELDS[op]
+    if len(row) != len(fields):
+        return f"expected {len(fields)} values ({', '.join(FIELD_NAMES[op])}), got {len(row)}"
+    faults = (_value_fault(field, value) for field, value in zip(fields, row))
+    return "; ".join(fault for fault in faults if fault) or None
+
+
+def row_order(row: Row) -> list[tuple[bool, int]]:
+    """What rows are sorted by where a fixed order is wanted, for ties; None comes before any number."""
+    return [(value is not None, value or 0) for value in row]
+
+
+class Limits(NamedTuple):
+    """What one block may use on a device. Units: bytes, 32-bit registers, threads."""
+
+    shared_memory: int
+    registers: int = 65536
+    threads: int = 1024
+    programmatic_launch: bool = False  # griddepcontrol: compute capability 9.0 and later
+
+
+REGISTERS_PER_THREAD = 255
+# Registers a kernel of ours needs beside its accumulators: addresses, masks and tiles on their way.
+_OVERHEAD_REGISTERS = 40
+
+
+def _tile(rows: int, chunk_size: int) -> int:
+    """Rows of a tile: never more than the power of two (and 16, the least a dot takes) that holds a segment."""
+    return min(rows, max(16, segment_bucket(chunk_size)))
+
+
+def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
+    stage = (_tile(row["block_m"], key.chunk_size) + row["block_n"] * row["column_tiles"]) * row["block_k"] * itemsize
+    return row["num_stages"] * stage
+
+
+def _expand_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
+    depth = min(row["block_k"], max(16, segment_bucket(key.max_rank)))
+    stages = row["num_stages"] if row["column_tiles"] > 1 or depth < key.max_rank else 1
+    rows = _tile(row["block_m"], key.chunk_size)
+    operands = (stages * row["block_n"] + rows) * depth * itemsize
+    return max(operands, rows * row["block_n"] * 4)
+
+
+def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> str | None:
+    itemsize = DTYPE_BYTES[key.dtype]
+    shared = (_shrink_shared if op == "shrink" else _expand_shared)(row, key, itemsize)
+    if shared > limits.shared_memory:
+        return f"{op} needs {shared} bytes of shared memory, the device allows {limits.shared_memory}"
+    threads = 32 * row["num_warps"]
+    if threads > limits.threads:
+        return f"{op} needs {threads} threads, the device allows {limits.threads}"
+    if (row["maxnreg"] or 0) * threads > limits.registers:
+        return f"{op} reserves {row['maxnreg'] * threads} registers, the device allows {limits.registers}"
+    accumulators = row["column_tiles"] if op == "shrink" else 1
+    tile = _tile(row["block_m"], key.chunk_size) * row["block_n"] * accumulators
+    registers = tile // threads + _OVERHEAD_REGISTERS
+    available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
+    if registers > available:
+        return f"{op} needs about {registers} registers a thread, {available} are available"
+    return None
+
+
+def resource_fault(row: Sequence[ConfigValue], key: Key, limits: Limits) -> str | None:
+    """Why a device with these limits cannot run a (well formed) config at this key, or None.
+
+    An estimate from tile sizes: the tests hold it against what Triton and ptxas report.
+    """
+    named = dict(zip(FIELD_NAMES[key.op], row))
+    if key.op != "add_lora":
+        return _part_fault(key.op, named, key, limits)  # type: ignore[arg-type]
+    if named["overlap"] and not limits.programmatic_launch:
+        return "overlap needs programmatic dependent launch (compute capability 9.0)"
+    for op in ("shrink", "expand"):
+        part = {name.removeprefix(op + "_"): value for name, value in named.items() if name.startswith(op + "_")}
+        if fault := _part_fault(op, part, key, limits):  # type: ignore[arg-type]
+            return fault
+    return None
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """'3.10.0+cu130' → (3, 10, 0): versions compare as numbers, local suffixes dropped."""
+    numbers = []
+    for part in version.partition("+")[0].split("."):
+        digits = "".join(itertools.takewhile(str.isdigit, part))
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
+    """The present Triton versions, the wanted one first, then by numeric distance (of two equally far the newer)."""
+    target = (*version_numbers(wanted), 0, 0, 0)[:3]
+
+    def distance(version: str) -> tuple[bool, tuple[int, ...], tuple[int, ...]]:
+        numbers = (*version_numbers(version), 0, 0, 0)[:3]
+        return (
+            version != wanted,
+            tuple(abs(a - b) for a, b in zip(numbers, target)),
+            tuple(-number for number in numbers),
+        )
+
+    return sorted(present, key=distance)
+
+
+def _octaves(a: int, b: int) -> float:
+    """How far apart two sizes are, as a ratio of at least 1."""
+    return max(a, b) / min(a, b)
+
+
+def nearest(key: Key, present: Iterable[Key], usable: Callable[[Key], bool]) -> tuple[Key, str] | None:
+    """The stored key whose row serves `key`, and the step of the fallback that found it; None if none may serve.
+
+    Only keys of the same operation, dimensions and rank are asked, in this order: exact, the other 16-bit dtype,
+    the nearest segment bucket, the nearest chunk size. `usable` says whether the device can run that key's row here.
+    """
+    halves = {"float16", "bfloat16"}
+
+    def serves(other: Key) -> bool:
+        same_shape = other[:5] == key[:5]
+        return same_shape and (other.dtype == key.dtype or {other.dtype, key.dtype} == halves)
+
+    def distance(other: Key) -> tuple[object, ...]:
+        return (
+            _octaves(other.chunk_size, key.chunk_size),
+            _octaves(other.segment_bucket, key.segment_bucket),
+            other.dtype != key.dtype,
+            other,
+        )
+
+    for other in sorted(filter(serves, present), key=distance):
+        if usable(other):
+            if other.chunk_size != key.chunk_size:
+                return other, f"nearest chunk size ({other.chunk_size})"
+            if other.segment_bucket != key.segment_bucket:
+                return other, f"nearest segment bucket ({other.segment_bucket})"
+            return other, "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
+    return None

@@ -1,0 +1,302 @@
+"""Batches: which rows of x belong to which adapter, gathered and cut into segments of at most chunk_size rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from csgmv.adapters import Adapters, Floats, Integers, read_integers
+from csgmv.grouping import Grouping, group_runs, group_tokens, segment_capacity
+
+_MOST_TOKENS = 2**31 - 1  # positions are int32
+
+
+@dataclass(eq=False, repr=False)
+class Segments:
+    """One batch's routing: the rows of every adapter, gathered and cut into segments. All tensors are on one device.
+
+    Segment s is positions seg_indptr[s] … seg_indptr[s + 1] of `permutation`, which are rows of x that use adapter slot
+    weight_indices[s]. Within a slot, rows keep their order. Rows that use no adapter, or one of rank 0, are in no
+    segment, so that no kernel touches them.
+
+    Build one with `from_sequences` or `from_tokens`; for CUDA graphs `allocate` one and refill it with
+    `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked.
+
+    Attributes:
+        permutation: int32 [rows]; what stands past position seg_indptr[-1] is unspecified.
+        seg_indptr: int32 [num_segments + 1], never falling; a segment may be empty.
+        weight_indices: int32 [num_segments], each a valid slot, also where the segment is empty.
+        lora_ranks: int32 [num_loras], 0 … 256.
+        scalings: float32 [num_loras].
+        chunk_size: most rows of a segment.
+        num_segments: number of segments, empty ones at the tail included: for Segments that were allocated or built on
+            the GPU this is the capacity, which no refill changes.
+        num_tokens: number of rows of x, or an upper bound of it.
+    """
+
+    permutation: torch.Tensor
+    seg_indptr: torch.Tensor
+    weight_indices: torch.Tensor
+    lora_ranks: torch.Tensor
+    scalings: torch.Tensor
+    chunk_size: int
+    num_segments: int
+    num_tokens: int
+    _buffer: torch.Tensor | None = None  # what the five tensors are views of, where they can be refilled
+
+    @classmethod
+    def from_sequences(
+        cls,
+        seq_lens: Integers,
+        adapter_ids: Integers | Sequence[int | None],
+        lora_ranks: Integers,
+        scalings: Floats,
+        *,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Segments:
+        """Segments of sequences that follow one another in x, each using one adapter or none.
+
+        Everything is worked out on the host and sent in one asynchronous copy on the current stream.
+
+        Args:
+            seq_lens: [num_sequences] integers on the host, rows of each sequence; 0 is allowed.
+            adapter_ids: [num_sequences] integers on the host, adapter slot of each sequence; -1 or None for none.
+            lora_ranks: [num_loras] integers from 0 to 256, rank of each slot (0: the slot is empty). A tensor on the
+                GPU is copied without looking at it: rows of its rank-0 slots stay in, and the kernels skip them.
+            scalings: [num_loras] finite floats; a tensor on the GPU is copied without looking at it.
+            chunk_size: most rows of a segment; None for `default_chunk_size` of the batch.
+            device: where the tensors go; None for the GPU of a given tensor, else the current GPU, else the CPU.
+
+        Raises:
+            TypeError: an argument does not hold (whole) numbers, or is on the GPU where it must be on the host.
+            ValueError: lengths differ or are negative, an id has no slot, a rank, scaling or chunk_size is out of
+                range, or the stream is being captured.
+        """
+        adapters = Adapters.read(lora_ranks, scalings)
+        lens, ids = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
+        return cls._from_runs(lens, ids, adapters, chunk_size, adapters.device(device))
+
+    @classmethod
+    def from_tokens(
+        cls,
+        adapter_ids: Integers | Sequence[int | None],
+        lora_ranks: Integers,
+        scalings: Floats,
+        *,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Segments:
+        """Segments of tokens that each name their adapter.
+
+        Ids on the host give exactly the segments that are needed. Ids on the GPU are grouped there without waiting for
+        it; since the host then never learns how many segments there are, it gets `segment_capacity` of them, the last
+        ones empty.
+
+        Args:
+            adapter_ids: [num_tokens] integers on host or GPU, adapter slot of each row of x; -1 or (in a list) None
+                for none. On the GPU, an id that has no slot counts as none.
+            lora_ranks, scalings, chunk_size, device: as for `from_sequences`, except that with ids on the GPU the rows
+                of rank-0 slots are left out wherever the ranks are.
+
+        Raises:
+            TypeError, ValueError: as for `from_sequences`.
+        """
+        adapters = Adapters.read(lora_ranks, scalings)
+        if not (isinstance(adapter_ids, torch.Tensor) and adapter_ids.is_cuda):
+            lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
+            return cls._from_runs(lens, ids, adapters, chunk_size, adapters.device(device))
+        ids = read_integers("adapter_ids", adapter_ids, host=False)
+        place = adapters.device(device, ids)
+        segments = cls.allocate(ids.numel(), adapters.num_loras, chunk_size=chunk_size, device=place)
+        segments._regroup(ids, adapters)
+        return segments
+
+    @classmethod
+    def allocate(
+        cls,
+        max_tokens: int,
+        max_loras: int,
+        *,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Segments:
+        """Static Segments for CUDA graphs: room for any batch of these sizes, holding an empty one until refilled.
+
+        A graph captured with them replays right after any refill: with more segments, fewer, one or none.
+
+        Args:
+            max_tokens: most rows of x of any batch.
+            max_loras: most adapter slots of any batch.
+            chunk_size: most rows of a segment; None for `default_chunk_size(max_tokens)`.
+            device: where the tensors go; None for the current GPU, else the CPU.
+
+        Raises:
+            ValueError: a size is out of range.
+        """
+        for name, value in (("max_tokens", max_tokens), ("max_loras", max_loras)):
+            if not 0 <= value <= _MOST_TOKENS:
+                raise ValueError(f"{name}: expected 0 … {_MOST_TOKENS}, got {value}")
+        chunk_size = _checked_chunk_size(chunk_size, max_tokens)
+        num_segments = segment_capacity(max_tokens, max_loras, chunk_size)
+        place = Adapters.read([], []).device(device)
+        segments, buffer = cls._uninitialised(max_tokens, num_segments, max_loras, chunk_size, max_tokens, place)
+        segments._buffer = buffer.zero_()
+        return segments
+
+    def update_from_sequences(
+        self,
+        seq_lens: Integers,
+        adapter_ids: Integers | Sequence[int | None],
+        lora_ranks: Integers,
+        scalings: Floats,
+    ) -> None:
+        """Refills allocated Segments in place; arguments as for `from_sequences`.
+
+        The host does not wait, and may refill again before the copy is done. The copy is queued on the current stream:
+        work on other streams that reads these Segments must be ordered by the caller. Slots past the given ones get
+        rank 0. When something is raised, nothing has been changed.
+
+        Raises:
+            TypeError, ValueError: as for `from_sequences`; or the batch is larger than what was allocated; or these
+                Segments were not allocated.
+        """
+        adapters = Adapters.read(lora_ranks, scalings)
+        lens, ids = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
+        self._refill(lens, ids, adapters)
+
+    def update_from_tokens(
+        self, adapter_ids: Integers | Sequence[int | None], lora_ranks: Integers, scalings: Floats
+    ) -> None:
+        """Refills allocated Segments in place; arguments as for `from_tokens`, promises as for `update_from_sequences`.
+
+        With all three arguments on the GPU this may itself be captured into a CUDA graph.
+
+        Raises:
+            TypeError, ValueError: as for `update_from_sequences`.
+        """
+        adapters = Adapters.read(lora_ranks, scalings)
+        if isinstance(adapter_ids, torch.Tensor) and adapter_ids.is_cuda:
+            self._regroup(read_integers("adapter_ids", adapter_ids, host=False), adapters)
+        else:
+            lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
+            self._refill(lens, ids, adapters)
+
+    @classmethod
+    def _from_runs(
+        cls, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters, chunk_size: int | None, device: torch.device
+    ) -> Segments:
+        num_tokens = int(lens.sum())
+        if num_tokens > _MOST_TOKENS:
+            raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
+        chunk_size = _checked_chunk_size(chunk_size, num_tokens)
+        grouping = group_runs(lens, ids, adapters.host_ranks(), chunk_size)
+        rows, num_segments = grouping.permutation.numel(), grouping.weight_indices.numel()
+        segments, buffer = cls._uninitialised(rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device)
+        segments._upload(buffer, adapters, grouping)
+        return segments
+
+    @classmethod
+    def _uninitialised(
+        cls, rows: int, num_segments: int, num_loras: int, chunk_size: int, num_tokens: int, device: torch.device
+    ) -> tuple[Segments, torch.Tensor]:
+        """Segments, and the int32 buffer that they are views of: each 16-byte aligned, the longest one last."""
+        sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // 4) * 4)
+        buffer = torch.empty(starts.pop(), dtype=torch.int32, device=device)
+        ranks, scalings, indptr, indices, permutation = (buffer[at : at + n] for at, n in zip(starts, sizes))
+        scalings = scalings.view(torch.float32)
+        return cls(permutation, indptr, indices, ranks, scalings, chunk_size, num_segments, num_tokens), buffer
+
+    def _refill(self, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters) -> None:
+        buffer = self._room(int(lens.sum()), adapters)
+        grouping = group_runs(lens, ids, adapters.host_ranks(), self.chunk_size, self.num_segments)
+        self._upload(buffer, adapters, grouping)
+
+    def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
+        """The refill that never leaves the device of ids."""
+        buffer = self._room(ids.numel(), adapters, ids)
+        self._upload(buffer, adapters, None)
+        grouping = group_tokens(ids, self.lora_ranks, self.chunk_size, self.num_segments)
+        self.seg_indptr.copy_(grouping.seg_indptr)
+        self.weight_indices.copy_(grouping.weight_indices)
+        self.permutation[: ids.numel()].copy_(grouping.permutation)
+
+    def _room(self, num_tokens: int, adapters: Adapters, *tensors: torch.Tensor) -> torch.Tensor:
+        """The buffer, if a batch of this size fits into it and is on its device."""
+        if self._buffer is None:
+            raise ValueError("only Segments made by Segments.allocate can be refilled")
+        if num_tokens > self.num_tokens:
+            raise ValueError(f"expected a batch of at most max_tokens = {self.num_tokens} tokens, got {num_tokens}")
+        if adapters.num_loras > self.lora_ranks.numel():
+            most = self.lora_ranks.numel()
+            raise ValueError(f"lora_ranks: expected at most max_loras = {most} slots, got {adapters.num_loras}")
+        adapters.device(self._buffer.device, *tensors)
+        return self._buffer
+
+    def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: Grouping | None) -> None:
+        """Writes all that is on the host in one copy, which ends with the last row that is used.
+
+        Its source is fresh pinned memory. PyTorch's pinned allocator notes the stream of each copy, and hands a block
+        out again only when that stream has come past it: it is the ring of buffers and events that refilling needs.
+        """
+        given = ((self.lora_ranks, adapters.ranks), (self.scalings, adapters.scalings))
+        staging = [(view, part) for view, part in given if not part.is_cuda]
+        end = self.seg_indptr.storage_offset()
+        if grouping is not None:
+            staging += zip((self.seg_indptr, self.weight_indices, self.permutation), grouping)
+            end = self.permutation.storage_offset() + grouping.permutation.numel()
+        if staging:
+            if buffer.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise ValueError(
+                    "a copy from the host cannot be captured into a CUDA graph: refill before replaying, "
+                    "or give adapter_ids, lora_ranks and scalings as tensors on the GPU"
+                )
+            staged = torch.zeros(end, dtype=torch.int32, device="cpu", pin_memory=buffer.is_cuda)
+            for view, part in staging:
+                at = view.storage_offset()
+                staged[at : at + part.numel()].view(view.dtype).copy_(part)
+            buffer[:end].copy_(staged, non_blocking=True)
+        for view, part in given:
+            if part.is_cuda:
+                view[: part.numel()].copy_(part)
+                view[part.numel() :].zero_()
+
+    def __repr__(self) -> str:
+        return (
+            f"Segments({self.num_tokens} tokens, {self.num_segments} segments of up to {self.chunk_size} rows, "
+            f"{self.lora_ranks.shape[0]} adapter slots, {self.permutation.device}"
+            f"{'' if self._buffer is None else '; refillable, these are capacities'})"
+        )
+
+
+def default_chunk_size(num_tokens: int) -> int:
+    """The chunk_size of a batch of this many tokens whose caller names none."""
+    return 16 if num_tokens < 2048 else 64
+
+
+def _checked_chunk_size(chunk_size: int | None, num_tokens: int) -> int:
+    if chunk_size is None:
+        return default_chunk_size(num_tokens)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: expected 1 or more, got {chunk_size}")
+    return chunk_size
+
+
+def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[torch.Tensor, torch.Tensor]:
+    lens = read_integers("seq_lens", seq_lens)
+    ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+    if lens.numel() != ids.numel():
+        raise ValueError(f"adapter_ids: expected one per sequence ({lens.numel()}), got {ids.numel()}")
+    return lens, ids
+
+
+def _read_tokens(adapter_ids: object, num_loras: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens on the host as runs of equal ids: a batch has few of them, and then they are sequences."""
+    ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+    ids, lens = torch.unique_consecutive(ids, return_counts=True)
+    return lens, ids

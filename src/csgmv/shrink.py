@@ -1,0 +1,293 @@
+"""Shrink: h = x @ A[adapter].T for every row of every segment.
+
+A program computes one tile of rows of one segment, against one or several tiles of columns, over one part of
+input_dim. Out-of-range rows and columns are not masked but repeat the last valid one, and are dropped when the result is
+stored: the loads of the main loop carry no masks, so they compile to 16-byte asynchronous copies.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from csgmv import arguments, dispatch, launch
+from csgmv.config import ShrinkConfig
+from csgmv.segments import Segments
+
+
+@triton.jit(do_not_specialize=["row_tiles", "split_k"])
+def _shrink_kernel(
+    # pointers
+    x,
+    lora_a,
+    h,
+    permutation,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    # sizes
+    input_dim,
+    x_stride,
+    a_stride,
+    split_stride,
+    row_tiles,
+    split_k,
+    # constants
+    NUM_SLICES: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    PADDED: tl.constexpr,  # slice i of A begins at row i * MAX_RANK, not i * rank
+    STAGED: tl.constexpr,  # h for the expand kernel: rows by position, slice i at column i * MAX_RANK
+    SIGNAL: tl.constexpr,  # let the dependent kernel start as soon as all programs of this one have
+    EVEN_K: tl.constexpr,  # input_dim is a multiple of BLOCK_K
+    COLUMN_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    if SIGNAL:
+        tl.extra.cuda.gdc_launch_dependents()
+    COLUMN_PROGRAMS: tl.constexpr = (NUM_SLICES * MAX_RANK + BLOCK_N * COLUMN_TILES - 1) // (BLOCK_N * COLUMN_TILES)
+    pid = tl.program_id(0)
+    first_column = (pid % COLUMN_PROGRAMS) * (BLOCK_N * COLUMN_TILES)
+    pid = pid // COLUMN_PROGRAMS
+    split = pid % split_k
+    pid = pid // split_k
+    segment = pid // row_tiles
+
+    adapter = tl.load(weight_indices + segment)
+    start = tl.load(seg_indptr + segment) + (pid % row_tiles) * BLOCK_M
+    end = tl.load(seg_indptr + segment + 1)
+    if start >= end:
+        return
+    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
+    columns = NUM_SLICES * (MAX_RANK if PADDED else rank)
+    if (rank == 0) | (first_column >= columns):
+        return
+
+    position = start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
+    total_steps = tl.cdiv(input_dim, BLOCK_K)
+    first_step = split * total_steps // split_k
+    last_step = (split + 1) * total_steps // split_k
+    if not EVEN_K:
+        last_step = tl.minimum(last_step, total_steps - 1)
+
+    k = first_step * BLOCK_K + tl.arange(0, BLOCK_K)
+    x_pointers = x + row[:, None] * x_stride + k[None, :]  # [BLOCK_M, BLOCK_K]
+    a_pointers = ()
+    accumulators = ()
+    for tile in tl.static_range(COLUMN_TILES):
+        column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        if PADDED:
+            column = tl.minimum(column, NUM_SLICES * MAX_RANK - 1)
+            a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
+        else:
+            a_row = tl.minimum(column, columns - 1)
+        offset = a_row.to(tl.int64)[None, :] * input_dim + k[:, None]
+        a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, BLOCK_N]
+        accumulators = accumulators + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
+
+    for step in tl.range(0, last_step - first_step):
+        x_tile = tl.load(x_pointers + step * BLOCK_K)
+        sums = ()
+        for tile in tl.static_range(COLUMN_TILES):
+            a_tile = tl.load(a_pointers[tile] + step * BLOCK_K)
+            sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
+        accumulators = sums
+    if not EVEN_K:  # the last, partial step belongs to the last split; for the others it is masked away whole
+        ahead = (total_steps - 1 - first_step) * BLOCK_K
+        present = ahead + k < tl.where(split == split_k - 1, input_dim, 0)
+        x_tile = tl.load(x_pointers + ahead, mask=present[None, :], other=0.0)
+        sums = ()
+        for tile in tl.static_range(COLUMN_TILES):
+            a_tile = tl.load(a_pointers[tile] + ahead, mask=present[:, None], other=0.0)
+            sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
+        accumulators = sums
+
+    WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
+    if STAGED:
+        h_row = h + split.to(tl.int64) * split_stride + position.to(tl.int64) * WIDTH
+    else:
+        h_row = h + row * WIDTH
+    live = (position < end)[:, None]
+    for tile in tl.static_range(COLUMN_TILES):
+        first = first_column + tile * BLOCK_N
+        column = first + tl.arange(0, BLOCK_N)
+        value = accumulators[tile].to(h.dtype.element_ty)
+        if (rank == MAX_RANK) & (first + BLOCK_N <= WIDTH):
+            tl.store(h_row[:, None] + column[None, :], value, mask=live)
+        else:
+            if PADDED:
+                inside = (column % MAX_RANK < rank) & (column < WIDTH)
+                target = column
+            else:
+                inside = column < columns
+                target = (column // rank) * MAX_RANK + column % rank if STAGED else column
+            tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
+
+
+@triton.jit
+def _sum_partials_kernel(
+    # pointers
+    partials,
+    h,
+    permutation,
+    seg_indptr,
+    weight_indices,
+    lora_ranks,
+    # sizes
+    split_stride,
+    # constants
+    NUM_SLICES: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    ROW_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """h[row] = the sum of its float32 partials, in their order, rounded once; one program a slice of a tile of rows."""
+    pid = tl.program_id(0)
+    slice_id = pid % NUM_SLICES
+    pid = pid // NUM_SLICES
+    segment = pid // ROW_TILES
+    adapter = tl.load(weight_indices + segment)
+    start = tl.load(seg_indptr + segment) + (pid % ROW_TILES) * BLOCK_M
+    end = tl.load(seg_indptr + segment + 1)
+    if start >= end:
+        return
+    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
+    WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
+    position = start + tl.arange(0, BLOCK_M)
+    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
+    column = tl.arange(0, BLOCK_R)
+    mask = (position < end)[:, None] & (column < rank)[None, :]
+    source = partials + position.to(tl.int64)[:, None] * WIDTH + (slice_id * MAX_RANK + column)[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for _ in range(SPLIT_K):
+        total += tl.load(source, mask=mask, other=0.0)
+        source += split_stride
+    target = h + row[:, None] * WIDTH + (slice_id * (MAX_RANK if PADDED else rank) + column)[None, :]
+    tl.store(target, total.to(h.dtype.element_ty), mask=mask)
+
+
+def launch_shrink(
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    h: torch.Tensor,
+    segments: Segments,
+    num_slices: int,
+    config: ShrinkConfig,
+    *,
+    padded: bool,
+    staged: bool,
+    signal: bool = False,
+) -> None:
+    """Start the shrink kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
+    width, input_dim = lora_a.shape[1], lora_a.shape[2]
+    block_m = launch.row_tile(config.block_m, segments.chunk_size)
+    row_tiles = -(-segments.chunk_size // block_m)
+    column_programs = -(-width // (config.block_n * config.column_tiles))
+    launch.run(
+        _shrink_kernel,
+        segments.num_segments * row_tiles * config.split_k * column_programs,
+        config,
+        x,
+        lora_a,
+        h,
+        segments.permutation,
+        segments.seg_indptr,
+        segments.weight_indices,
+        segments.lora_ranks,
+        input_dim,
+        x.stride(0),
+        width * input_dim,
+        h.stride(0) if staged else 0,
+        row_tiles,
+        config.split_k,
+        NUM_SLICES=num_slices,
+        MAX_RANK=width // num_slices,
+        PADDED=padded,
+        STAGED=staged,
+        SIGNAL=signal,
+        EVEN_K=input_dim % config.block_k == 0,
+        COLUMN_TILES=config.column_tiles,
+        BLOCK_M=block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+    )
+
+
+def lora_shrink(
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    segments: Segments,
+    num_slices: int = 1,
+    *,
+    out: torch.Tensor | None = None,
+    padded: bool = False,
+    config: ShrinkConfig | None = None,
+) -> torch.Tensor:
+    """Multiply each row of x with the A matrices of its adapter: h = x @ A[adapter].T, float32 accumulation.
+
+    Args:
+        x: [num_tokens, input_dim], fp16, bf16 or fp32; rows may be strided.
+        lora_a: [num_loras, num_slices · max_rank, input_dim], x's dtype, contiguous. Rows past an adapter's own rank
+            are never used.
+        segments: which rows belong to which adapter.
+        num_slices: projections that share x (3 for q, k, v; 2 for gate, up), at most 4.
+        out: [num_tokens, num_slices · max_rank], x's dtype, contiguous; allocated if None.
+        padded: slice i of an adapter's A begins at row i · max_rank; otherwise at i · rank (packed, sglang's layout).
+            h's columns are laid out like A's rows.
+        config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
+
+    Returns:
+        h, [num_tokens, num_slices · max_rank] in x's dtype. Rows without an adapter and columns past an adapter's rank
+        are left as they were (uninitialised where out is None).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
+    """
+    max_rank = arguments.check_lora_a(lora_a, x, num_slices)
+    arguments.check_segments(segments, x)
+    shape = (x.shape[0], num_slices * max_rank)
+    if out is None:
+        out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    else:
+        arguments.check_dense("out", out, shape, like=x)
+    if segments.num_segments == 0 or x.shape[0] == 0:
+        return out
+    if config is None:
+        key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
+        config = dispatch.choose(key, x.device).config  # type: ignore[assignment]
+    config = arguments.check_config(config, ShrinkConfig)
+    if config.split_k == 1:
+        launch_shrink(x, lora_a, out, segments, num_slices, config, padded=padded, staged=False)
+        return out
+    partials = torch.empty((config.split_k, segments.permutation.shape[0], shape[1]), dtype=torch.float32, device=x.device)
+    launch_shrink(x, lora_a, partials, segments, num_slices, config, padded=padded, staged=True)
+    block_m = launch.row_tile(16, segments.chunk_size)
+    row_tiles = -(-segments.chunk_size // block_m)
+    launch.run(
+        _sum_partials_kernel,
+        segments.num_segments * row_tiles * num_slices,
+        None,
+        partials,
+        out,
+        segments.permutation,
+        segments.seg_indptr,
+        segments.weight_indices,
+        segments.lora_ranks,
+        partials.stride(0),
+        NUM_SLICES=num_slices,
+        MAX_RANK=max_rank,
+        PADDED=padded,
+        SPLIT_K=config.split_k,
+        ROW_TILES=row_tiles,
+        BLOCK_M=block_m,
+        BLOCK_R=triton.next_power_of_2(max_rank),
+    )
+    return out
