@@ -1,12 +1,23 @@
-"""csgmv: many LoRA adapters in one batch, by Triton kernels whose tuned launch configs are part of the package."""
+"""csgmv: many LoRA adapters in one batch, by Triton kernels whose tuned launch configs are part of the package.
+
+Names are imported when they are first asked for, so that the command line can say, before Triton is imported, that
+kernels are to be interpreted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from csgmv._version import __version__
-from csgmv.add_lora import add_lora
-from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig
-from csgmv.dispatch import explain
-from csgmv.expand import lora_expand
-from csgmv.segments import Segments
-from csgmv.shrink import lora_shrink
+
+if TYPE_CHECKING:
+    from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig
+    from csgmv.dispatch import explain
+    from csgmv.expand import lora_expand
+    from csgmv.layer import add_lora
+    from csgmv.segments import Segments
+    from csgmv.shrink import lora_shrink
 
 __all__ = [
     "AddLoraConfig",
@@ -19,3 +30,25 @@ __all__ = [
     "lora_expand",
     "lora_shrink",
 ]
+
+_HOMES = {
+    "AddLoraConfig": "config",
+    "ExpandConfig": "config",
+    "Segments": "segments",
+    "ShrinkConfig": "config",
+    "add_lora": "layer",
+    "explain": "dispatch",
+    "lora_expand": "expand",
+    "lora_shrink": "shrink",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'csgmv' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"csgmv.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -49,6 +49,24 @@ def _load_b(
 
 
 @triton.jit
+def _load_base(base_row, column, live, width, EVEN_N: tl.constexpr):
+    """base_output's tile [BLOCK_M, BLOCK_N]. It is used once: evicting it first keeps weights and h in L2.
+
+    With the same hint on the stores that is worth 1 to 3 % (H200, 30,720 tokens, rank 64: o 42.7 → 41.4 µs).
+    """
+    mask = live if EVEN_N else live & (column < width)[None, :]
+    return tl.load(base_row + column[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N: tl.constexpr):
+    """base + scaling · delta, in float32, rounded once."""
+    mask = live if EVEN_N else live & (column < width)[None, :]
+    value = (base_tile.to(tl.float32) + delta * scaling).to(base_tile.dtype)
+    tl.store(base_row + column[None, :], value, mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
 def _expand_tiles(
     # pointers, of this program's rows and slice
     h_row,  # [BLOCK_M, 1]
@@ -80,37 +98,31 @@ def _expand_tiles(
         # the first tile's depends on the shrink kernel, so with OVERLAP they load while that is still running.
         tiles = tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))
         b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
-        mask = live if EVEN_N else live & (column < width)[None, :]
-        base_tile = tl.load(base_row + column[None, :], mask=mask, other=0.0)
+        base_tile = _load_base(base_row, column, live, width, EVEN_N)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
         h_tile = _load_h(h_row, k, rank, split_stride, live, FULL, SPLITS, dtype)
         for _ in tl.range(1, tiles):
-            next_column = column + BLOCK_N
-            next_b = _load_b(b_slice, next_column, k, rank, width, FULL, MAX_RANK, EVEN_N)
-            next_mask = live if EVEN_N else live & (next_column < width)[None, :]
-            next_base = tl.load(base_row + next_column[None, :], mask=next_mask, other=0.0)
-            value = base_tile.to(tl.float32) + tl.dot(h_tile, b_tile, input_precision="ieee") * scaling
-            tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
-            column = next_column
+            next_b = _load_b(b_slice, column + BLOCK_N, k, rank, width, FULL, MAX_RANK, EVEN_N)
+            next_base = _load_base(base_row, column + BLOCK_N, live, width, EVEN_N)
+            delta = tl.dot(h_tile, b_tile, input_precision="ieee")
+            _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
+            column += BLOCK_N
             b_tile = next_b
             base_tile = next_base
-            mask = next_mask
-        value = base_tile.to(tl.float32) + tl.dot(h_tile, b_tile, input_precision="ieee") * scaling
-        tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
+        delta = tl.dot(h_tile, b_tile, input_precision="ieee")
+        _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
     else:
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
         for _ in tl.range(0, tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))):
-            mask = live if EVEN_N else live & (column < width)[None, :]
-            base_tile = tl.load(base_row + column[None, :], mask=mask, other=0.0)
+            base_tile = _load_base(base_row, column, live, width, EVEN_N)
             delta = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for step in tl.range(0, tl.cdiv(rank, BLOCK_K)):
                 h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, live, FULL, SPLITS, dtype)
                 b_tile = _load_b(b_slice, column, step * BLOCK_K + k, rank, width, FULL, MAX_RANK, EVEN_N)
                 delta = tl.dot(h_tile, b_tile, delta, input_precision="ieee")
-            value = base_tile.to(tl.float32) + delta * scaling
-            tl.store(base_row + column[None, :], value.to(dtype), mask=mask)
+            _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
             column += BLOCK_N
 
 

@@ -1,0 +1,37 @@
+"""Raw results → the table in the wheel: collect → choose → render, one module a stage.
+
+Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from codegen.choose import Choice, choose
+from codegen.collect import Faulty, collect
+from codegen.render import render, write
+from codegen.source import ROOT
+
+__all__ = ["CONFIGS", "TABLE", "Faulty", "Generated", "generate", "write"]
+
+CONFIGS = ROOT / "configs"
+TABLE = ROOT / "src" / "csgmv" / "_tuned_table.py"
+
+
+class Generated(NamedTuple):
+    """The source of the table, and the choices that led to it."""
+
+    text: str
+    choice: Choice
+
+
+def generate(configs: Path = CONFIGS) -> Generated:
+    """Makes the table from a folder of raw results; writes nothing.
+
+    Raises:
+        Faulty: with every fault of every file, or because there is no result at all.
+    """
+    collected = collect(configs)
+    choice = choose(collected.found)
+    return Generated(render(choice.table, collected.digest), choice)

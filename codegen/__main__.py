@@ -1,0 +1,70 @@
+"""`python -m codegen`: makes src/csgmv/_tuned_table.py from configs/, or checks that it is up to date."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codegen import CONFIGS, TABLE, Faulty, generate, write
+from codegen.choose import Choice, Target
+from codegen.source import rules
+
+
+def _name(target: Target, key: rules.Key) -> str:
+    gpu, triton = target
+    return f"{gpu}, Triton {triton}, {', '.join(f'{name} {value}' for name, value in key._asdict().items())}"
+
+
+def _report(choice: Choice) -> Iterator[str]:
+    for (gpu, triton), rows in choice.table.items():
+        tuned = sum(row is not None for row in rows.values())
+        yield f"{gpu}, Triton {triton}: {tuned} rows baked, {len(rows) - tuned} keys keep the default"
+    for target, rows in choice.table.items():
+        yield from (f"default kept: {_name(target, key)}" for key, row in rows.items() if row is None)
+    for duplicate in choice.duplicates:
+        yield (
+            f"duplicate: {_name(duplicate.target, duplicate.key)}: "
+            f"{duplicate.kept} wins over {', '.join(duplicate.dropped)}"
+        )
+
+
+def _difference(text: str, out: Path) -> str | None:
+    """How a committed table differs from what it should be, in its first few lines, or None."""
+    committed = out.read_bytes().decode(errors="replace") if out.is_file() else ""
+    if committed == text:
+        return None
+    diff = difflib.unified_diff(committed.splitlines(), text.splitlines(), "committed", "generated", n=0, lineterm="")
+    lines = list(diff) or ["the lines are the same, their line ends are not"]
+    shown = "\n".join(line if len(line) <= 120 else f"{line[:117]}..." for line in lines[:10])
+    more = f"\n… and {len(lines) - 10} lines more" if len(lines) > 10 else ""
+    return f"{out}: not what the raw results give; run `python -m codegen`\n{shown}{more}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 1 where results are faulty or, with --check, the table is out of date."""
+    parser = argparse.ArgumentParser(prog="python -m codegen", description="Make the table of tuned configs.")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of raw results (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=TABLE, help="file to write (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
+    options = parser.parse_args(argv)
+    try:
+        text, choice = generate(options.configs)
+    except Faulty as error:
+        print(error, file=sys.stderr)
+        return 1
+    for line in _report(choice):
+        print(line)
+    if options.check:
+        difference = _difference(text, options.out)
+        if difference:
+            print(difference, file=sys.stderr)
+        return 1 if difference else 0
+    print(f"{options.out}: {'written' if write(text, options.out) else 'up to date'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Validated results → the rows of the table: one per key, from the better of any two measurements of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from codegen.collect import Found
+from codegen.source import records, rules
+
+Target = tuple[str, str]  # the GPU's name, the Triton version
+Table = dict[Target, dict[rules.Key, "rules.Row | None"]]
+
+
+class Duplicate(NamedTuple):
+    """A key that was measured in several files."""
+
+    target: Target
+    key: rules.Key
+    kept: str
+    dropped: tuple[str, ...]
+
+
+class Choice(NamedTuple):
+    """The table in the order it is written in, and the keys that several files have."""
+
+    table: Table
+    duplicates: list[Duplicate]
+
+
+def _worth(found: Found) -> tuple[float, int, str]:
+    """Of two measurements of a key: the larger gain over its own default, then more samples, then the later date."""
+    best = records.winner(found.result)
+    return records.gain(found.result), best.samples if best else 0, found.result.date
+
+
+def _order(target: Target) -> tuple[str, tuple[int, ...], str]:
+    gpu, triton = target
+    return gpu, rules.version_numbers(triton), triton
+
+
+def choose(found: Iterable[Found]) -> Choice:
+    """Picks one row for each key.
+
+    Measurements that are equal in worth fall to the first file in the order of names.
+    """
+    measured: dict[Target, dict[rules.Key, list[Found]]] = defaultdict(lambda: defaultdict(list))
+    for one in sorted(found, key=lambda one: one.file):
+        measured[one.result.gpu, one.result.triton][one.result.key].append(one)
+
+    table: Table = {}
+    duplicates = []
+    for target in sorted(measured, key=_order):
+        rows = table[target] = {}
+        for key, rivals in sorted(measured[target].items()):
+            kept = max(rivals, key=_worth)
+            rows[key] = records.baked_row(kept.result)
+            if dropped := tuple(rival.file for rival in rivals if rival is not kept):
+                duplicates.append(Duplicate(target, key, kept.file, dropped))
+    return Choice(table, duplicates)

@@ -1,0 +1,91 @@
+"""Raw results on disk → validated results, or every fault of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from codegen.source import checks, records
+
+MOST_BYTES = 16 * 2**20  # a file of real results has some 100 kB
+
+
+class Faulty(ValueError):
+    """Raw results from which no table can be made; its text has one fault a line."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Found(NamedTuple):
+    """One result and the file that it stands in (relative to the folder of raw results)."""
+
+    file: str
+    result: records.Result
+
+
+class Collected(NamedTuple):
+    """All results of a folder, and a digest that changes with their content alone: not with layout, place or time."""
+
+    found: list[Found]
+    digest: str
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What stands in the folder, at any depth and in a fixed order; links to folders are listed, not followed."""
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        yield from (Path(parent, name) for name in names + links)
+
+
+def _read(file: Path) -> Any:
+    """The parsed content of one file.
+
+    Raises:
+        ValueError: it is no plain file of JSON.
+        OSError: it cannot be read.
+    """
+    if file.is_symlink() or not file.is_file():
+        raise ValueError("expected a plain file, got a link or a special file")
+    if file.suffix != ".json" or not file.name.isprintable():
+        raise ValueError("expected only .json files, named in printable characters, and README.md at the top")
+    if (size := file.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"expected at most {MOST_BYTES} bytes, got {size}")
+    return checks.parse(file.read_text(encoding="utf-8"))
+
+
+def collect(folder: Path) -> Collected:
+    """Reads every file of raw results below a folder.
+
+    Raises:
+        Faulty: with every fault of every file, or because there is no result at all.
+    """
+    faults: list[str] = []
+    found: list[Found] = []
+    digest = hashlib.sha256()
+    for file in sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix()):
+        if file == folder / "README.md":
+            continue
+        try:
+            document = _read(file)
+            reasons = records.faults(document)
+        except RecursionError:
+            reasons = ["$: nested too deeply"]
+        except (OSError, ValueError) as error:
+            reasons = [f"$: {error}"]
+        place = str(file) if str(file).isprintable() else repr(str(file))
+        faults += [f"{place}: {reason}" for reason in reasons]
+        if not reasons:
+            name = file.relative_to(folder).as_posix()
+            found += (Found(name, result) for result in records.results(document))
+            digest.update(f"{name}\0{json.dumps(document, sort_keys=True)}\0".encode())
+    if not faults and not found:
+        faults = [f"{folder}: expected raw results, got {'none' if folder.is_dir() else 'no such folder'}"]
+    if faults:
+        raise Faulty(faults)
+    return Collected(found, f"sha256:{digest.hexdigest()}")

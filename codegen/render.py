@@ -1,0 +1,60 @@
+"""The rows of the table → Python source, through a Jinja2 template that lets nothing but literals in."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from codegen.choose import Table
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def literal(value: object) -> str:
+    """Python source of an int, bool, None, str or tuple of these.
+
+    Raises:
+        TypeError: the value is of another type, and might be written as code.
+    """
+    if type(value) is tuple:
+        return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+    if value is None or type(value) in (bool, int, str):
+        return repr(value)
+    raise TypeError(f"expected int, bool, None, str or a tuple of these, got {type(value).__name__}")
+
+
+def render(table: Table, digest: str) -> str:
+    """The source of `_tuned_table.py`: one entry a line, in the table's order, nothing that differs from run to run."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["literal"] = literal
+    rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in table.items()}
+    return environment.get_template("tuned_table.py.j2").render(table=rows, digest=digest)
+
+
+def write(text: str, out: Path) -> bool:
+    """Writes the source in one step; True unless the file held it already, in which case it is not touched.
+
+    Raises:
+        OSError: the file or its folder cannot be written.
+    """
+    if out.is_file() and out.read_bytes() == text.encode():
+        return False
+    descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode())
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        os.replace(temporary, out)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return True

@@ -1,0 +1,235 @@
+"""Time each kernel with the built-in default config and with the table's, and hold both against the memory.
+
+The floor is the bytes that an operation must move, over the bandwidth of a device-to-device copy measured in the same
+run. Times are median GPU times with a cold L2, of the two configs in turn. A wrong result is reported and not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+import torch
+import triton
+
+import csgmv
+from csgmv import columns, config, dispatch, figures, launch, models, rules, workload
+from csgmv.figures import Case, Figure, Report
+from csgmv.tuning import measure
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ROUNDS = 40
+COPIED_BYTES = 1 << 30
+METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    """'64' or, mixed over the adapters in turn, '8+16+64'."""
+    parts = text.split("+")
+    if not all(part.isdecimal() and 1 <= int(part) <= rules.MAX_RANK for part in parts):
+        raise argparse.ArgumentTypeError(f"expected R or R+R+… with ranks of 1 to {rules.MAX_RANK}, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _layer(text: str) -> models.LayerShape:
+    try:
+        return models.parse_layer(text)
+    except ValueError as error:  # argparse drops the message of any error but its own
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `csgmv bench`."""
+    shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
+    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model (needs transformers)")
+    shapes.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size of --model")
+    shapes.add_argument(
+        "--layer",
+        action="append",
+        type=_layer,
+        metavar="NAME:INPUT_DIM:W1+W2+W3",
+        help="a layer by hand; repeatable",
+    )
+    batch = parser.add_argument_group("batch", "every combination is measured")
+    batch.add_argument("--tokens", type=_positive, nargs="+", default=[30720], metavar="N", help="default: 30720")
+    batch.add_argument("--adapters", type=_positive, nargs="+", default=[1], metavar="N", help="default: 1")
+    batch.add_argument(
+        "--rank", type=_ranks, nargs="+", default=[(64,)], metavar="R", help="8+16+64 mixes ranks (default: 64)"
+    )
+    batch.add_argument(
+        "--chunk-sizes", type=_positive, nargs="+", default=[16, 32, 64, 128], metavar="N", help="default: 16 32 64 128"
+    )
+    batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, default="even", help="of tokens over adapters")
+    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    batch.add_argument(
+        "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help="also add_lora"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    output.add_argument(
+        "--into",
+        type=pathlib.Path,
+        metavar="FILE",
+        help=f"with --markdown: put it into FILE between {figures.BEGIN} and {figures.END}",
+    )
+    output.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to FILE")
+
+
+def layers(args: argparse.Namespace) -> list[models.LayerShape]:
+    """The layers that the options name."""
+    named = list(args.layer or ())
+    if args.model is not None:
+        named += models.layer_shapes(args.model, args.tp)
+    return named or list(models.QWEN3_EMBEDDING_0_6B)
+
+
+def cases(shapes: Sequence[models.LayerShape], args: argparse.Namespace) -> list[Case]:
+    """Every kernel that the options ask for, each once, with the names of all layers that launch it.
+
+    A shrink does not depend on the slices' widths, nor an expand on input_dim: o and down share their expand.
+    """
+    shared: dict[tuple[object, ...], list[models.LayerShape]] = {}
+    for op, shape in itertools.product(args.ops, shapes):
+        launched = {
+            "shrink": (op, shape.input_dim, len(shape.slice_widths)),
+            "expand": (op, shape.slice_widths),
+            "add_lora": (op, shape.input_dim, shape.slice_widths),
+        }
+        shared.setdefault(launched[op], []).append(shape)
+    batches = list(itertools.product(args.rank, args.tokens, args.adapters, args.chunk_sizes))
+    return [
+        Case(
+            layers=tuple(shape.name for shape in same),
+            op=str(launched[0]),
+            input_dim=same[0].input_dim,
+            slice_widths=same[0].slice_widths,
+            ranks=ranks,
+            tokens=tokens,
+            adapters=adapters,
+            distribution=args.distribution,
+            chunk_size=chunk_size,
+            dtype=args.dtype,
+        )
+        for launched, same in shared.items()
+        for ranks, tokens, adapters, chunk_size in batches
+    ]
+
+
+def _workload(case: Case, device: torch.device, seed: int = 0) -> workload.Workload:
+    return workload.make(
+        case.input_dim,
+        case.slice_widths,
+        workload.adapter_ids(case.distribution, case.tokens, case.adapters),
+        [rank for rank, _ in zip(itertools.cycle(case.ranks), range(case.adapters))],
+        dtype=DTYPES[case.dtype],
+        chunk_size=case.chunk_size,
+        device=device,
+        seed=seed,
+    )
+
+
+def times(works: Sequence[workload.Workload], op: str, configs: Sequence[config.Config]) -> list[float]:
+    """Median microseconds of one call with each config, all configs in turn, the L2 cold.
+
+    Args:
+        works: copies of one workload that together exceed the L2.
+        op: the operation to time.
+        configs: of that operation's class; equal ones are timed once.
+    """
+    device = works[0].x.device
+    distinct = list(dict.fromkeys(configs))
+    graphs = [measure.ColdGraph([functools.partial(work.run, op, each) for work in works], device) for each in distinct]
+    medians = dict(zip(distinct, map(statistics.median, measure.interleaved(graphs, ROUNDS))))
+    return [medians[each] for each in configs]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written ones both counted, of a device-to-device copy much larger than the L2."""
+    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    graph = measure.ColdGraph([lambda: target.copy_(source)], device)
+    return 2 * COPIED_BYTES / (statistics.median(measure.interleaved([graph], ROUNDS)[0]) * 1e-6)
+
+
+def figure(case: Case, device: torch.device, bandwidth: float) -> Figure:
+    """Check and time one case. `bandwidth`: bytes per second that a copy moves."""
+    first = _workload(case, device)
+    key = first.key(case.op)
+    choice = dispatch.choose(key, device)
+    configs = (config.default_config(key, dispatch.device_limits(device)), choice.config)
+    errors = [first.error(case.op, each) for each in configs]
+    right = [error <= workload.TOLERANCE[first.x.dtype] for error in errors]  # False for NaN
+    moved = first.moved_bytes(case.op)
+    works = [first, *(_workload(case, device, seed) for seed in range(1, measure.num_copies(moved, device)))]
+    timed = iter(times(works, case.op, [each for each, fine in zip(configs, right) if fine]) if any(right) else ())
+    default_us, tuned_us = (next(timed) if fine else None for fine in right)
+    return Figure(
+        case=case,
+        step=choice.step,
+        default_config=_named(configs[0]),
+        tuned_config=_named(configs[1]),
+        default_error=errors[0],
+        tuned_error=errors[1],
+        default_us=default_us,
+        tuned_us=tuned_us,
+        floor_us=moved / bandwidth * 1e6,
+    )
+
+
+def _named(each: config.Config) -> dict[str, int | bool | None]:
+    return dict(zip(rules.FIELD_NAMES[each.op], config.to_row(each)))
+
+
+def report(args: argparse.Namespace, device: torch.device) -> Report:
+    """Measure all that the options ask for."""
+    everything = cases(layers(args), args)
+    bandwidth = copy_bandwidth(device)
+    measured = []
+    for number, case in enumerate(everything, start=1):
+        columns.progress(f"{number}/{len(everything)} {case.op} {case.dimension}, chunk size {case.chunk_size}")
+        measured.append(figure(case, device, bandwidth))
+    columns.progress("")
+    return Report(
+        figures=measured,
+        gpu=torch.cuda.get_device_name(device),
+        torch=torch.__version__,
+        triton=triton.__version__,
+        csgmv=csgmv.__version__,
+        date=datetime.date.today().isoformat(),
+        copy_bandwidth=bandwidth,
+        method=METHOD,
+        command=args.command_line,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; exit status 1 where a result was wrong.
+
+    Raises:
+        ValueError: there is no GPU, or the options do not fit together.
+    """
+    if args.into is not None and not args.markdown:
+        raise ValueError("--into: expected together with --markdown")
+    if launch.INTERPRETED or not torch.cuda.is_available():
+        raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
+    if args.into is not None:
+        figures.between_markers(args.into.read_text(encoding="utf-8"), "")  # rather now than after minutes of measuring
+    measured = report(args, torch.device("cuda", torch.cuda.current_device()))
+    if args.json is not None:
+        figures.write(args.json, measured.json())
+    if args.into is not None:
+        figures.write(args.into, figures.between_markers(args.into.read_text(encoding="utf-8"), measured.markdown()))
+    else:
+        print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
+    return 0 if all(each.right for each in measured.figures) else 1

@@ -1,0 +1,115 @@
+"""The `csgmv` command: finds the chosen subcommand's module and runs it.
+
+A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`, and is imported only when chosen, so
+that `csgmv --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from csgmv._version import __version__
+
+USER_ERROR = 2  # argparse's own exit status for a bad command line
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class _Command(NamedTuple):
+    module: str
+    help: str
+    interpreted: bool = False  # works without a GPU, if Triton interprets the kernels
+
+
+COMMANDS = {
+    "tune": _Command("csgmv.tuning.command", "find the fastest configs on this GPU; write them as raw results"),
+    "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
+    "show": _Command("csgmv.show", "print the table of tuned configs"),
+    "explain": _Command("csgmv.lookup", "say which config a launch gets, and why", interpreted=True),
+    "demo": _Command("csgmv.demo", "run layers with many adapters and check them, GPU or not", interpreted=True),
+}
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """A subcommand's parser, which asks the subcommand's module for its arguments when it is first used."""
+
+    command: _Command | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        command, self.command = self.command, None
+        if command is not None:
+            if command.interpreted:
+                _interpret_without_gpu()
+            module = importlib.import_module(command.module)
+            self.description = self.description or module.__doc__
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+        return super().parse_known_args(args, namespace)
+
+
+def _interpret_without_gpu() -> None:
+    """Set TRITON_INTERPRET where no GPU is there; triton reads it when it is imported, so this comes first."""
+    if "TRITON_INTERPRET" in os.environ:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if importlib.util.find_spec("numpy") is None:
+        raise ValueError("without a GPU, Triton interprets the kernels and needs numpy: pip install 'csgmv[interpret]'")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="csgmv",
+        description="Multi-LoRA kernels in Triton, with configs tuned offline and built into the package.",
+        epilog="`csgmv COMMAND --help` lists a command's options.",
+    )
+    top.add_argument("--version", action="version", version=f"csgmv {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    for name, command in COMMANDS.items():
+        subcommand = commands.add_parser(name, help=command.help)
+        subcommand.command = command
+    return top
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether csgmv itself raised the error: what comes out of torch or triton is a fault to see whole."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "csgmv"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0 all well, 1 the command found something wrong, 2 bad input."""
+    try:
+        argv = sys.argv[1:] if argv is None else argv
+        args = parser().parse_args(argv, argparse.Namespace(command_line=shlex.join(["csgmv", *argv])))
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing more to say, and Python must not try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("csgmv: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        if not isinstance(error, OSError) and not _ours(error):
+            raise
+        print(f"csgmv: error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

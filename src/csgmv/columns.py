@@ -1,0 +1,58 @@
+"""Rows of cells as text: aligned columns, one field a line where columns do not fit, or Markdown."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+_GAP = "  "
+
+
+def _numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or (cell[:1] in ("+", "-") and cell[1:2].isdigit())
+
+
+def _right_aligned(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Columns of numbers (a unit or a dash among them is no matter) are set to the right."""
+    cells = [row[column] for row in rows if row[column] not in ("", "-")]
+    return bool(cells) and all(map(_numeric, cells))
+
+
+def _records(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    label = max(map(len, header))
+    blocks = ("\n".join(f"{name:<{label}}  {cell}" for name, cell in zip(header, row)) for row in rows)
+    return "\n\n".join(blocks)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """The rows under their header, in columns; one field a line where that is wider than `width` characters."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    if rows and width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        return _records(header, rows)
+    right = [_right_aligned(rows, i) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (cell.rjust(n) if to_right else cell.ljust(n) for cell, n, to_right in zip(row, widths, right))
+        return _GAP.join(padded).rstrip()
+
+    return "\n".join(map(line, cells))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows as a Markdown table (columns of numbers to the right)."""
+    rule = ["---:" if _right_aligned(rows, i) else "---" for i in range(len(header))]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def progress(text: str) -> None:
+    """Say on one line of the terminal what is being done; an empty text clears it. Nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<60.60}", end="\r", file=sys.stderr, flush=True)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output goes to; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

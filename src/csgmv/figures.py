@@ -1,0 +1,186 @@
+"""What `csgmv bench` measured, and how it is told: a table for people, Markdown for the README, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from csgmv import columns
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one shape: what is timed. Layers that launch the very same kernel share it."""
+
+    layers: tuple[str, ...]
+    op: str
+    input_dim: int
+    slice_widths: tuple[int, ...]
+    ranks: tuple[int, ...]  # the adapters' in turn
+    tokens: int
+    adapters: int
+    distribution: str
+    chunk_size: int
+    dtype: str
+
+    @property
+    def dimension(self) -> str:
+        """What the kernel maps from and to, e.g. '1024 → 3·64', '64 → 2048+1024+1024'."""
+        slices, rank = len(self.slice_widths), max(self.ranks)
+        inner = f"{slices}·{rank}" if slices > 1 else str(rank)
+        widths = "+".join(map(str, self.slice_widths))
+        if self.op == "add_lora":
+            return f"{self.input_dim} → {inner} → {widths}"
+        return f"{self.input_dim} → {inner}" if self.op == "shrink" else f"{rank} → {widths}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A case, measured. Times are microseconds, None where a result was wrong: such a one is worth no time.
+
+    Attributes:
+        case: what was run.
+        step: how dispatch came by the table's config.
+        default_config, tuned_config: the two configs, by field.
+        default_error, tuned_error: the largest error relative to the largest value of the float32 reference.
+        default_us, tuned_us: median time of a call.
+        floor_us: time in which the bytes that must move could be copied.
+    """
+
+    case: Case
+    step: str
+    default_config: dict[str, int | bool | None]
+    tuned_config: dict[str, int | bool | None]
+    default_error: float
+    tuned_error: float
+    default_us: float | None
+    tuned_us: float | None
+    floor_us: float
+
+    @property
+    def right(self) -> bool:
+        """Whether both configs gave the reference's result."""
+        return self.default_us is not None and self.tuned_us is not None
+
+    @property
+    def cells(self) -> list[str]:
+        """The figure as a row of the tables, in the order of HEADER."""
+        case = self.case
+        ranks = "+".join(map(str, case.ranks))
+        batch = [f"{case.tokens}", f"{case.adapters} {case.distribution}" if case.adapters > 1 else "1", ranks]
+        return [
+            ", ".join(case.layers),
+            case.op,
+            case.dimension,
+            *batch,
+            str(case.chunk_size),
+            _microseconds(self.default_us, self.default_error),
+            _microseconds(self.tuned_us, self.tuned_error),
+            f"{self.default_us / self.tuned_us:.2f}×" if self.default_us and self.tuned_us else "-",
+            f"{self.floor_us:.1f}",
+            f"{self.floor_us / self.tuned_us:.0%}" if self.tuned_us else "-",
+            self.step,
+        ]
+
+
+HEADER = (
+    "layer",
+    "kernel",
+    "dimension",
+    "tokens",
+    "adapters",
+    "rank",
+    "chunk",
+    "default µs",
+    "tuned µs",
+    "speed-up",
+    "floor µs",
+    "of floor",
+    "config",
+)
+_BATCH = slice(3, 6)  # columns that say nothing where every row has the same batch: the method line does then
+
+
+def _microseconds(time: float | None, error: float) -> str:
+    return f"WRONG: {error:.1e}" if time is None else f"{time:.1f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one run, and all that one must know to make them again."""
+
+    figures: Sequence[Figure]
+    gpu: str
+    torch: str
+    triton: str
+    csgmv: str
+    date: str
+    copy_bandwidth: float  # bytes per second, read and written
+    method: str  # how a time was taken
+    command: str
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, without the columns of the batch where it is the same one throughout."""
+        header, rows = list(HEADER), [figure.cells for figure in self.figures]
+        if len({tuple(row[_BATCH]) for row in rows}) == 1:
+            for row in (header, *rows):
+                del row[_BATCH]
+        return header, rows
+
+    def _batch(self) -> str:
+        batches = {
+            f"{case.tokens} tokens, {case.adapters} {'adapter' if case.adapters == 1 else 'adapters'}"
+            + (f" ({case.distribution})" if case.adapters > 1 else "")
+            + f", rank {'+'.join(map(str, case.ranks))}, {case.dtype}"
+            for case in (figure.case for figure in self.figures)
+        }
+        return f"{batches.pop()}. " if len(batches) == 1 else f"{self.figures[0].case.dtype}. " if self.figures else ""
+
+    def note(self) -> str:
+        """GPU, versions, date and method: what stands beneath every table of figures."""
+        return (
+            f"{self.gpu}, torch {self.torch}, Triton {self.triton}, csgmv {self.csgmv}, {self.date}. {self._batch()}"
+            f"{self.method} Every result was compared with a float32 reference first. "
+            f"floor: inputs read once and outputs written once (base_output also read), at the "
+            f"{self.copy_bandwidth / 1e12:.2f} TB/s of a device-to-device copy in the same run, bytes read and written "
+            f"both counted. config: the step of the fallback that the tuned config came from."
+        )
+
+    def text(self, width: int | None) -> str:
+        """For a terminal of so many columns (None: any)."""
+        return f"{columns.aligned(*self._table(), width)}\n\n{self.note()}"
+
+    def markdown(self) -> str:
+        """For the README, with the command that prints it."""
+        return f"{columns.markdown(*self._table())}\n\n{self.note()} Printed by `{self.command}`."
+
+    def json(self) -> str:
+        """Everything, by name."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def between_markers(text: str, inserted: str) -> str:
+    """The text with what stands between its two marker lines replaced.
+
+    Raises:
+        ValueError: the markers are missing, repeated or in the wrong order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"--into: expected one {BEGIN} and after it one {END} in the file")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{inserted}\n\n{END}{rest.split(END)[1]}"
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Put a file in place whole: a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+"""Say which config a launch gets, and by which step of the fallback; on this machine's GPU, or on one named.
+
+Without a GPU and without --gpu the answer is for an interpreted launch, which takes the rows of the GPU that the table
+knows best.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import triton
+
+from csgmv import columns, config, dispatch, launch, rules
+from csgmv.show import bucket_text, widths_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `csgmv explain`."""
+    parser.add_argument("--op", choices=rules.OPS, default="add_lora", help="default: %(default)s")
+    parser.add_argument("--input-dim", type=int, default=0, metavar="N", help="columns of x (shrink, add_lora)")
+    parser.add_argument(
+        "--slice-widths", type=int, nargs="+", default=[], metavar="N", help="columns of each slice (expand, add_lora)"
+    )
+    parser.add_argument("--slices", type=int, metavar="N", help="num_slices of a shrink (default: 1)")
+    parser.add_argument("--rank", type=int, required=True, metavar="N", help="max_rank of lora_a and lora_b")
+    parser.add_argument("--dtype", choices=rules.DTYPE_BYTES, default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--chunk-size", type=int, required=True, metavar="N", help="chunk_size of the Segments")
+    parser.add_argument("--segments", type=int, required=True, metavar="N", help="num_segments of the Segments")
+    parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
+    parser.add_argument("--triton", metavar="VERSION", help=f"default: the installed one, {triton.__version__}")
+
+
+def key_of(args: argparse.Namespace) -> rules.Key:
+    """The key of the launch that the options describe.
+
+    Raises:
+        ValueError: no launch has such a key; names the option.
+    """
+    if args.slices is not None and args.op != "shrink":
+        raise ValueError(f"--slices: only for shrink; for {args.op} the slices are those of --slice-widths")
+    key = rules.Key(
+        op=args.op,
+        input_dim=args.input_dim,
+        slice_widths=tuple(args.slice_widths),
+        max_rank=args.rank,
+        num_slices=len(args.slice_widths) or args.slices or 1,
+        dtype=args.dtype,
+        chunk_size=args.chunk_size,
+        segment_bucket=rules.segment_bucket(args.segments),
+    )
+    if args.segments < 1:
+        raise ValueError(f"--segments: expected a positive number, got {args.segments}")
+    if fault := rules.key_fault(key):
+        raise ValueError(fault)
+    return key
+
+
+def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
+    """What the launch is looked up under, and a word on where that comes from."""
+    interpreted = launch.INTERPRETED or not torch.cuda.is_available()
+    here = dispatch.target(torch.device("cpu") if interpreted else torch.device("cuda", torch.cuda.current_device()))
+    if args.gpu is None:
+        named = here._replace(triton=args.triton or here.triton)
+        return (
+            named,
+            "interpreted, by the rows of the GPU that the table knows best" if interpreted else "this machine's",
+        )
+    named = here._replace(gpu=args.gpu, triton=args.triton or triton.__version__)
+    if named.gpu == here.gpu and not interpreted:
+        return named, "this machine's"
+    # What a GPU that is not here can run is not known: the interpreter's limits, which are none.
+    named = named._replace(limits=dispatch.device_limits(torch.device("cpu")))
+    return named, "not in this machine: its limits are not checked"
+
+
+def _config_rows(choice: dispatch.Choice, op: str) -> list[list[str]]:
+    values = ("compiler's choice" if value is None else str(value) for value in config.to_row(choice.config))
+    return [[name, value] for name, value in zip(rules.FIELD_NAMES[op], values)]
+
+
+def _key_text(key: rules.Key) -> str:
+    parts = [
+        key.op,
+        f"input_dim {key.input_dim}" if key.input_dim else "",
+        f"slice_widths {widths_text(key.slice_widths)}" if key.slice_widths else f"slices {key.num_slices}",
+        f"rank {key.max_rank}",
+        key.dtype,
+        f"chunk size {key.chunk_size}",
+        f"{bucket_text(key.segment_bucket)} segments",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the key, the step that served it, the row it came from and the config."""
+    key = key_of(args)
+    target, word = target_of(args)
+    choice = dispatch.resolve(key, target, dispatch.table())
+    print(f"launch  {_key_text(key)}")
+    print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
+    print(f"step    {choice.step}")
+    if choice.source is None:
+        print("row     none: the built-in default, as far as the device's limits allow")
+    else:
+        print(f"row     {_key_text(choice.source)}; tuned under Triton {choice.triton}")
+    print()
+    print(columns.aligned(("field", "value"), _config_rows(choice, key.op), columns.terminal_width()))
+    return 0

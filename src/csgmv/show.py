@@ -1,0 +1,184 @@
+"""Print the table of tuned configs: counts per GPU, Triton version and operation, or the rows that the options ask for.
+
+Which of them a launch gets is `csgmv explain`'s answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from csgmv import columns, config, dispatch, rules
+
+
+class Entry(NamedTuple):
+    """One row of the table, with all that it is stored under. Config None: the default was the fastest."""
+
+    gpu: str
+    triton: str
+    key: rules.Key
+    config: rules.Row | None
+
+
+def entries() -> list[Entry]:
+    """Every row of the table, sorted."""
+    found = (
+        Entry(gpu, triton, rules.Key._make(key), row)
+        for (gpu, triton), rows in dispatch.table().items()
+        for key, row in rows.items()
+    )
+    return sorted(found, key=lambda entry: (entry.gpu, rules.version_numbers(entry.triton), entry.key))
+
+
+def _digest() -> str:
+    """Digest of the raw results that the table was made from."""
+    try:
+        from csgmv._tuned_table import DIGEST
+    except ModuleNotFoundError:
+        return "none (this tree has no generated table)"
+    return DIGEST
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `csgmv show`."""
+    wanted = parser.add_argument_group("rows to print", "without any of these, only the counts are printed")
+    wanted.add_argument("--all", action="store_true", help="every row")
+    wanted.add_argument("--gpu", metavar="NAME", help="GPUs whose name contains this, in any case")
+    wanted.add_argument("--triton", metavar="VERSION")
+    wanted.add_argument("--op", choices=rules.OPS)
+    wanted.add_argument("--input-dim", type=int, metavar="N")
+    wanted.add_argument("--slice-widths", type=int, nargs="+", metavar="N")
+    wanted.add_argument("--rank", type=int, metavar="N", help="largest rank of the loaded adapters (max_rank)")
+    wanted.add_argument("--slices", type=int, metavar="N", help="num_slices")
+    wanted.add_argument("--dtype", choices=rules.DTYPE_BYTES)
+    wanted.add_argument("--chunk-size", type=int, metavar="N")
+    wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; its power-of-two bucket counts")
+    parser.add_argument("--json", action="store_true", help="JSON, every field of a config by its name")
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, object]:
+    """The key fields that the options name, with the values that they ask for."""
+    fields = {
+        "op": args.op,
+        "input_dim": args.input_dim,
+        "slice_widths": None if args.slice_widths is None else tuple(args.slice_widths),
+        "max_rank": args.rank,
+        "num_slices": args.slices,
+        "dtype": args.dtype,
+        "chunk_size": args.chunk_size,
+        "segment_bucket": None if args.segments is None else rules.segment_bucket(args.segments),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def selected(everything: Iterable[Entry], args: argparse.Namespace) -> list[Entry]:
+    """The entries that the options ask for."""
+    wanted = _wanted(args)
+    return [
+        entry
+        for entry in everything
+        if (args.gpu is None or args.gpu.lower() in entry.gpu.lower())
+        and (args.triton is None or args.triton == entry.triton)
+        and all(getattr(entry.key, name) == value for name, value in wanted.items())
+    ]
+
+
+def _counts(everything: Iterable[Entry]) -> list[list[str]]:
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in everything:
+        groups.setdefault((entry.gpu, entry.triton, entry.key.op), []).append(entry)
+    return [
+        [
+            *group,
+            str(len({entry.key[:6] for entry in found})),
+            str(len(found)),
+            str(sum(entry.config is not None for entry in found)),
+        ]
+        for group, found in groups.items()
+    ]
+
+
+def _defaults(op: str) -> rules.Row:
+    classes: Mapping[str, type[config.Config]] = {
+        "shrink": config.ShrinkConfig,
+        "expand": config.ExpandConfig,
+        "add_lora": config.AddLoraConfig,
+    }
+    return config.to_row(classes[op]())
+
+
+def _config_text(op: str, row: rules.Row | None) -> str:
+    """The fields in which a config differs from the built-in default: what the tuner found to matter."""
+    if row is None:
+        return "default"
+    cells = zip(rules.FIELD_NAMES[op], row, _defaults(op))
+    return " ".join(f"{name}={value}" for name, value, default in cells if value != default) or "default"
+
+
+def bucket_text(bucket: int) -> str:
+    """The numbers of segments that share a bucket: 8 → '5-8'."""
+    return str(bucket) if bucket <= 2 else f"{bucket // 2 + 1}-{bucket}"
+
+
+def widths_text(widths: Iterable[int]) -> str:
+    """Slice widths in the notation of the command line's layers and of the raw results' file names."""
+    return "+".join(map(str, widths)) or "-"
+
+
+def _row_text(entry: Entry) -> list[str]:
+    key = entry.key
+    return [
+        str(key.input_dim or "-"),
+        widths_text(key.slice_widths),
+        str(key.max_rank),
+        str(key.num_slices),
+        key.dtype,
+        str(key.chunk_size),
+        bucket_text(key.segment_bucket),
+        _config_text(key.op, entry.config),
+    ]
+
+
+def _print_rows(found: Iterable[Entry], width: int | None) -> None:
+    groups: dict[tuple[str, str, str], list[list[str]]] = {}
+    for entry in found:
+        groups.setdefault((entry.gpu, entry.triton, entry.key.op), []).append(_row_text(entry))
+    header = ("input_dim", "slice_widths", "rank", "slices", "dtype", "chunk", "segments", "config")
+    for (gpu, triton, op), rows in groups.items():
+        default = " ".join(f"{name}={value}" for name, value in zip(rules.FIELD_NAMES[op], _defaults(op)))
+        print(f"\n{op} on {gpu}, Triton {triton}")
+        print(columns.aligned(header, rows, width))
+        print(f"Fields not named are as in the built-in default: {default}")
+
+
+def _json(found: Iterable[Entry]) -> str:
+    rows = [
+        {
+            "gpu": entry.gpu,
+            "triton": entry.triton,
+            **entry.key._asdict(),
+            "config": None if entry.config is None else dict(zip(rules.FIELD_NAMES[entry.key.op], entry.config)),
+        }
+        for entry in found
+    ]
+    return json.dumps({"digest": _digest(), "rows": rows}, indent=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; exit status 1 where no row is what the options ask for."""
+    everything = entries()
+    found = selected(everything, args)
+    if args.json:
+        print(_json(found))
+        return 0 if found else 1
+    print(f"table {_digest()}: {len(everything)} keys")
+    width = columns.terminal_width()
+    if args.all or args.gpu or args.triton or _wanted(args):
+        _print_rows(found, width)
+        print(f"\n{len(found)} of {len(everything)} keys")
+    elif everything:
+        print(columns.aligned(("GPU", "Triton", "operation", "shapes", "keys", "tuned"), _counts(found), width))
+        print("For the other keys the built-in default was the fastest. `csgmv show --all` prints every row.")
+    return 0 if found else 1

@@ -1,0 +1,186 @@
+"""Find the fastest launch configs for a model's layers on this GPU, and write them as raw results.
+
+A run may be stopped at any time; the next one goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from csgmv import rules
+from csgmv.models import LayerShape, layer_shapes, parse_layer
+from csgmv.tuning import space
+from csgmv.tuning.plan import CHUNK_SIZES, TOKENS, Plan, Task
+from csgmv.tuning.tuner import Step, tune
+
+NO_GPU = 2
+FAILED = 1
+# What --dry-run assumes where there is no GPU: an H200.
+_H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `csgmv tune`."""
+    what = parser.add_argument_group("what to tune")
+    what.add_argument(
+        "--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json"
+    )
+    what.add_argument(
+        "--layer", metavar="NAME:INPUT_DIM:WIDTH+WIDTH", action="append", default=[], help="a layer by hand"
+    )
+    what.add_argument("--rank", type=int, required=True, help="max_rank of the adapters, 1 to 256")
+    what.add_argument("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of the model")
+    what.add_argument(
+        "--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help="most rows of a segment"
+    )
+    what.add_argument("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help="batch sizes to time")
+    what.add_argument("--adapters", type=int, nargs="+", default=(), metavar="N", help="adapters in a batch (8)")
+    what.add_argument("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16")
+    what.add_argument("--ops", nargs="+", choices=rules.OPS, default=rules.OPS)
+    what.add_argument("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
+    how = parser.add_argument_group("how")
+    how.add_argument("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="of raw results (configs)")
+    how.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
+    how.add_argument("--processes", type=int, metavar="N", help="that compile (all processors but two)")
+    how.add_argument("--seed", type=int, default=0, help="of the random tensors")
+    how.add_argument("--force", action="store_true", help="measure also what was measured already")
+    how.add_argument(
+        "--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, and return the exit status: 0 all well, 1 some keys could not be measured, 2 no GPU.
+
+    Raises:
+        ValueError: the options do not make a plan, or a file of raw results is broken.
+    """
+    plan = Plan(
+        layers=_layers(args),
+        max_rank=args.rank,
+        chunk_sizes=args.chunk_sizes,
+        tokens=args.tokens,
+        adapters=args.adapters,
+        dtype=getattr(torch, args.dtype),
+        ops=args.ops,
+    )
+    if args.dry_run:
+        return _dry_run(plan)
+    if not torch.cuda.is_available():
+        print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
+        return NO_GPU
+    started = time.monotonic()
+    with _progress() as report:
+        summary = tune(
+            plan,
+            args.out,
+            force=args.force,
+            time_budget=args.time_budget,
+            processes=args.processes,
+            seed=args.seed,
+            report=report,
+        )
+    seconds = time.monotonic() - started
+    print(f"{summary.tuned} keys tuned in {seconds:.0f} s into {args.out}; {summary.fresh} were there already")
+    if summary.left:
+        print(f"{summary.left} keys are left; the same command goes on with them")
+    if summary.failed:
+        print(f"{summary.failed} keys have no config that works", file=sys.stderr)
+    return FAILED if summary.failed else 0
+
+
+def _layers(args: argparse.Namespace) -> list[LayerShape]:
+    """The layers asked for, each shape once."""
+    if not args.model and not args.layer:
+        raise ValueError("--model, --layer: expected one of them, got neither")
+    layers = [parse_layer(text) for text in args.layer]
+    for tp in args.tp if args.model else ():
+        layers += layer_shapes(args.model, tp, args.trust_remote_code)
+    return list({(layer.input_dim, layer.slice_widths): layer for layer in reversed(layers)}.values())[::-1]
+
+
+def _dry_run(plan: Plan) -> int:
+    if torch.cuda.is_available():
+        from csgmv import dispatch
+
+        current = torch.device("cuda", torch.cuda.current_device())
+        device = space.Device(
+            dispatch.device_limits(current), torch.cuda.get_device_properties(current).multi_processor_count
+        )
+    else:
+        print("no GPU here: an H200 is assumed")
+        device = _H200
+    tasks = plan.tasks()
+    for task in tasks:
+        print(f"{_describe(task)}: {space.size(task.key, device.limits):,} configs fit")
+    print(f"{len(tasks)} keys")
+    return 0
+
+
+def _describe(task: Task) -> str:
+    key = task.key
+    widths = "+".join(map(str, key.slice_widths))
+    dims = {
+        "shrink": f"{key.input_dim} → {key.num_slices}·{key.max_rank}",
+        "expand": f"{key.max_rank} → {widths}",
+        "add_lora": f"{key.input_dim} → {key.num_slices}·{key.max_rank} → {widths}",
+    }[key.op]
+    batch = (
+        f"{task.tokens} tokens, {task.adapters} adapters" if task.adapters != 1 else f"{task.tokens} tokens, 1 adapter"
+    )
+    return f"{key.op:8s} {dims}, {key.dtype}, chunk {key.chunk_size}, bucket {key.segment_bucket} ({batch})"
+
+
+def _outcome(step: Step) -> str:
+    """One line on a key: default, best, and what that gains."""
+    if step.record is None:
+        return f"{_describe(step.task)}: no config works"
+    best = min(finalist.p50_us for finalist in step.record.finalists)
+    if step.record.default is None:
+        return f"{_describe(step.task)}: {best:.2f} us (the default does not run)"
+    default = step.record.default.p50_us
+    return f"{_describe(step.task)}: {default:.2f} → {best:.2f} us, {default / best:.2f}x"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[Step], None]]:
+    """A bar with an estimate on a terminal where rich is installed; otherwise a line a key."""
+    try:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+    except ImportError:
+        rich = False
+    else:
+        rich = sys.stdout.isatty()
+    if not rich:
+        yield lambda step: print(f"[{step.done}/{step.total}] {_outcome(step)}", flush=True)
+        return
+    bar = Progress(
+        TextColumn("tuning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with bar:
+        task = bar.add_task("tuning", total=None)
+
+        def report(step: Step) -> None:
+            bar.update(task, completed=step.done, total=step.total)
+            bar.console.print(_outcome(step), highlight=False)
+
+        yield report

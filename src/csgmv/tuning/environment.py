@@ -1,0 +1,57 @@
+"""What a measurement depends on beside its key: the GPU, the software, the kernels' source."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import subprocess
+from pathlib import Path
+
+import torch
+
+import csgmv
+from csgmv.tuning import measure
+from csgmv.tuning.record import Run
+
+_KERNEL_MODULES = ("shrink.py", "expand.py", "layer.py", "launch.py")
+
+
+def current_run(device: torch.device, seed: int) -> Run:
+    """The run that records of today on this device belong to."""
+    properties = torch.cuda.get_device_properties(device)
+    return Run(
+        compute_capability=f"{properties.major}.{properties.minor}",
+        sm_count=properties.multi_processor_count,
+        driver=_driver(),
+        cuda=str(torch.version.cuda or torch.version.hip),
+        torch=torch.__version__,
+        csgmv=csgmv.__version__,
+        kernel_hash=kernel_hash(),
+        seed=seed,
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        l2=measure.METHOD,
+    )
+
+
+def kernel_hash(folder: Path | None = None) -> str:
+    """A hash of the kernels' and their launchers' source; comments, docstrings and layout do not enter it."""
+    folder = Path(__file__).parents[1] if folder is None else folder
+    digest = hashlib.sha256()
+    for name in _KERNEL_MODULES:
+        tree = ast.parse((folder / name).read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _driver() -> str:
+    """The driver's version; 'unknown' where no tool tells it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return output.splitlines()[0].strip() if output.strip() else "unknown"

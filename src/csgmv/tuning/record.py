@@ -1,0 +1,226 @@
+"""Raw results on disk: one file for a GPU, a Triton version, an operation and its dimensions; one record a key.
+
+A file is read, given one record more and replaced as a whole, so that it is complete whenever the tuner is killed.
+configs/README.md explains the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csgmv import checks, records, rules
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A config timed at length: microseconds, and launches timed."""
+
+    row: rules.Row
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Finalist(Timing):
+    """One of the fastest few, with what its kernels take: bytes, registers a thread, bytes spilled."""
+
+    shared_bytes: int
+    registers: int
+    spills: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The check that every candidate passed: batches, and the largest error as a share of the largest value."""
+
+    cases: int
+    max_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that was measured at one key. A candidate is (row, median microseconds, launches timed, stopped early)."""
+
+    chunk_size: int
+    segment_bucket: int
+    tokens: int
+    adapters: int
+    num_segments: int
+    default: Timing | None
+    candidates: Sequence[tuple[rules.Row, float, int, bool]]
+    finalists: Sequence[Finalist]
+    pruned: Mapping[str, int]
+    failed: Mapping[str, int]
+    accuracy: Accuracy
+    noise_us: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and with what a record was measured."""
+
+    compute_capability: str
+    sm_count: int
+    driver: str
+    cuda: str
+    torch: str
+    csgmv: str
+    kernel_hash: str
+    seed: int
+    date: str
+    l2: str
+
+
+class Archive:
+    """The raw results of one GPU and Triton version in a folder, as far as they are read and written by one run."""
+
+    def __init__(self, folder: Path, gpu: str, triton: str, run: Run) -> None:
+        """`folder` is the configs folder; files appear in it as records come in."""
+        self._folder, self._gpu, self._triton, self._run = folder, gpu, triton, run
+        self._documents: dict[rules.Key, dict[str, Any]] = {}
+
+    def path(self, key: rules.Key) -> Path:
+        """The file of a key. Its name is for people; programs read the facts inside."""
+        widths = "+".join(map(str, key.slice_widths))
+        dims = {
+            "shrink": f"k{key.input_dim}-s{key.num_slices}",
+            "expand": f"n{widths}",
+            "add_lora": f"k{key.input_dim}-n{widths}",
+        }[key.op]
+        slug = re.sub(r"[^a-z0-9]+", "-", self._gpu.lower()).strip("-")
+        name = f"{key.op}-{dims}-r{key.max_rank}-{key.dtype}.json"
+        return self._folder / slug / f"triton-{self._triton}" / name
+
+    def fresh(self, key: rules.Key, tokens: int, adapters: int) -> dict[str, Any] | None:
+        """The key's record as it is in the file, if it was measured on this batch in this environment; else None."""
+        document = self._document(key)
+        for record in document["records"]:
+            if (record["chunk_size"], record["segment_bucket"]) == (key.chunk_size, key.segment_bucket):
+                same_batch = (record["tokens"], record["adapters"]) == (tokens, adapters)
+                return record if same_batch and self._is_current(document["runs"][record["run"]]) else None
+        return None
+
+    def add(self, key: rules.Key, record: Record) -> None:
+        """Put a record in its file, in place of an older one of the same key."""
+        document = self._document(key)
+        runs: list[dict[str, Any]] = document["runs"]
+        ours = dataclasses.asdict(self._run)
+        if ours not in runs:
+            runs.append(ours)
+        bucket = (record.chunk_size, record.segment_bucket)
+        kept = [old for old in document["records"] if (old["chunk_size"], old["segment_bucket"]) != bucket]
+        new = {"run": runs.index(ours), **_rounded(dataclasses.asdict(record))}
+        document["records"] = sorted([*kept, new], key=lambda old: (old["chunk_size"], old["segment_bucket"]))
+        _drop_unused_runs(document)
+        path, text = self.path(key), _text(document)
+        faults = records.faults(checks.parse(text))
+        assert not faults, f"{path}: a record of the tuner's own breaks the schema: {faults}"
+        _replace(path, text)
+
+    def _document(self, key: rules.Key) -> dict[str, Any]:
+        """The parsed file of a key, or a new one.
+
+        Raises:
+            ValueError: there is a file, and it is broken.
+        """
+        shape = key._replace(chunk_size=1, segment_bucket=1)
+        if shape not in self._documents:
+            path = self.path(key)
+            self._documents[shape] = _read(path) if path.exists() else self._empty(key)
+        return self._documents[shape]
+
+    def _empty(self, key: rules.Key) -> dict[str, Any]:
+        return {
+            "schema": records.SCHEMA,
+            "gpu": self._gpu,
+            "triton": self._triton,
+            "op": key.op,
+            "input_dim": key.input_dim,
+            "slice_widths": list(key.slice_widths),
+            "max_rank": key.max_rank,
+            "num_slices": key.num_slices,
+            "dtype": key.dtype,
+            "fields": list(rules.FIELD_NAMES[key.op]),
+            "runs": [],
+            "records": [],
+        }
+
+    def _is_current(self, run: Mapping[str, Any]) -> bool:
+        ours = dataclasses.asdict(self._run)
+        return all(run[name] == ours[name] for name in ours if name not in ("csgmv", "date", "seed"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = checks.parse(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; move it away to tune afresh") from None
+    if faults := records.faults(document):
+        raise ValueError("\n".join(f"{path}: {fault}" for fault in faults) + "\nmove it away to tune afresh")
+    return dict(document)
+
+
+def _drop_unused_runs(document: dict[str, Any]) -> None:
+    used = sorted({record["run"] for record in document["records"]})
+    document["runs"] = [document["runs"][index] for index in used]
+    for record in document["records"]:
+        record["run"] = used.index(record["run"])
+
+
+def _rounded(value: Any) -> Any:
+    """Times to a hundredth of a microsecond or four digits, whichever is finer: what lies beyond is noise."""
+    if isinstance(value, float):
+        return round(value, 2) if value >= 1 else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return value
+
+
+# How many levels of a field are broken into lines.
+_DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1}
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    """JSON with one candidate, one finalist or one other field a line."""
+
+    def lines(value: Any, indent: str, depth: int) -> str:
+        if depth == 0 or not isinstance(value, (dict, list)) or not value:
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":") if depth == 0 else None)
+        inner = indent + " "
+        if isinstance(value, dict):
+            body = [
+                f"{inner}{json.dumps(name)}: {lines(item, inner, _DEPTH.get(name, 0))}" for name, item in value.items()
+            ]
+        else:
+            body = [inner + lines(item, inner, depth - 1) for item in value]
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        return f"{opening}\n" + ",\n".join(body) + f"\n{indent}{closing}"
+
+    return lines(document, "", 1) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,252 @@
+"""A run of the tuner: processes compile for many keys ahead of the one that measures; results are kept key by key."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from csgmv import dispatch, rules
+from csgmv.tuning.compile import Binary, CompileFarm, outcome
+from csgmv.tuning.environment import current_run
+from csgmv.tuning.lab import Screening, open_lab
+from csgmv.tuning.plan import Plan, Task, parts
+from csgmv.tuning.record import Archive, Record
+from csgmv.tuning.race import Bench
+from csgmv.tuning.ranking import Ranking
+from csgmv.tuning.search import Search, Shared, search
+from csgmv.tuning.space import Device, default_row
+from csgmv.tuning.worker import Failure, Worker
+
+MEASURE_SECONDS = 60.0
+AT_ONCE = 20  # searches under way: while one is measured, the others' configs are compiled
+Compile = Callable[[rules.Key, Sequence[rules.Row]], Mapping[rules.Row, "Future[Binary]"]]
+
+
+class Step(NamedTuple):
+    """A key that is done. `record` is None where no config could be measured."""
+
+    task: Task
+    record: Record | None
+    done: int
+    total: int
+
+
+Report = Callable[[Step], None]
+
+
+def _say_nothing(_: Step) -> None:
+    pass
+
+
+class Summary(NamedTuple):
+    """What a run came to, in keys."""
+
+    tuned: int
+    fresh: int
+    failed: int
+    left: int
+
+
+class RemoteBench:
+    """A lab in another process, asked once per config and shape whether the config is right."""
+
+    def __init__(self, worker: Worker) -> None:
+        """`worker` serves a `lab.Lab`."""
+        self._worker = worker
+        self._checked: dict[tuple[rules.Key, rules.Row], float | Failure] = {}
+
+    def check(self, key: rules.Key, row: rules.Row) -> float:
+        """See lab.Lab.check."""
+        shape = key._replace(segment_bucket=1)
+        if (shape, row) not in self._checked:
+            try:
+                self._checked[shape, row] = self._call("check", shape, row)
+            except Failure as failure:
+                self._checked[shape, row] = failure
+        known = self._checked[shape, row]
+        if isinstance(known, Failure):
+            raise known
+        return known
+
+    def screen(self, task: Task, row: rules.Row, stop_above: float) -> Screening:
+        """See lab.Lab.screen."""
+        screening: Screening = self._call("screen", task, row, stop_above)
+        return screening
+
+    def race(self, task: Task, rows: Sequence[rules.Row], rounds: int) -> tuple[list[list[float]], int]:
+        """See lab.Lab.race."""
+        times: tuple[list[list[float]], int] = self._call("race", task, rows, rounds)
+        return times
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return self._worker.call(method, *args, limit=MEASURE_SECONDS)
+
+
+def tune(
+    plan: Plan,
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    force: bool = False,
+    time_budget: float | None = None,
+    processes: int | None = None,
+    seed: int = 0,
+    report: Report = _say_nothing,
+) -> Summary:
+    """Find the best config of every key in the plan on one GPU, and put what was measured into `folder`.
+
+    A key whose record was measured with these kernels in this environment is left as it is. The files are whole
+    at any moment, so a run may be killed and started again.
+
+    Args:
+        plan: the keys.
+        folder: of the raw results ("configs"); see record.Archive.
+        device: a GPU; None is the current one.
+        force: measure also what is there already.
+        time_budget: seconds after which no further key is finished; None for as long as it takes.
+        processes: that compile; None for all the machine's processors but two.
+        seed: of the random tensors.
+        report: called after each key.
+
+    Raises:
+        ValueError: the plan is empty or impossible, or a file in the folder is broken.
+        RuntimeError: there is no GPU.
+    """
+    started = time.monotonic()
+    if not torch.cuda.is_available():
+        raise RuntimeError("tuning needs a GPU, and torch finds none")
+    device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
+    where = dispatch.target(device)
+    shown = Device(where.limits, torch.cuda.get_device_properties(device).multi_processor_count)
+    archive = Archive(folder, where.gpu, where.triton, current_run(device, seed))
+    agenda = schedule(plan.tasks(), archive, where.limits, force)
+    farm = CompileFarm(device, processes or max(1, len(os.sched_getaffinity(0)) - 2))
+    worker = Worker(open_lab, str(device), seed)
+    try:
+        session = Session(agenda, shown, RemoteBench(worker), farm.submit, archive, report)
+        return session.run(None if time_budget is None else started + time_budget)
+    finally:
+        farm.close()
+        worker.close()
+
+
+@dataclass
+class Agenda:
+    """What there is to do: tasks in order, those whose records are wanted, and what is known from earlier runs."""
+
+    tasks: list[Task]
+    wanted: set[rules.Key]
+    known: dict[rules.Key, Ranking]
+    fresh: int
+
+
+def schedule(tasks: Sequence[Task], archive: Archive, limits: rules.Limits, force: bool = False) -> Agenda:
+    """Drop the tasks whose records are fresh, and add the parts of add_lora tasks where nobody asked for them."""
+    agenda = Agenda([], set(), {}, 0)
+    fresh: dict[rules.Key, Any] = {}
+    for task in tasks:
+        record = None if force else archive.fresh(task.key, task.tokens, task.adapters)
+        if record is not None:
+            fresh[task.key] = record
+            agenda.fresh += 1
+        else:
+            agenda.wanted.add(task.key)
+    planned = {task.key for task in tasks}
+    for task in tasks:
+        if task.key not in agenda.wanted:
+            continue
+        for part in parts(task.key) if task.key.op == "add_lora" else ():
+            if part in fresh:
+                agenda.known.setdefault(part, _ranking(part, fresh[part], limits))
+            elif part not in planned:
+                planned.add(part)
+                agenda.tasks.append(task._replace(key=part))
+        agenda.tasks.append(task)
+    return agenda
+
+
+def _ranking(key: rules.Key, record: Mapping[str, Any], limits: rules.Limits) -> Ranking:
+    """The ranking that a record was made of."""
+    screened = {tuple(row): Screening(*times) for row, *times in record["candidates"]}
+    return Ranking(default_row(key, limits), screened)
+
+
+@dataclass
+class _Running:
+    task: Task
+    search: Search
+    compiling: Mapping[rules.Row, Future[Binary]] = field(default_factory=dict)
+    idle: bool = False  # it waits for other searches, not for compilations
+
+    def ready(self) -> bool:
+        return not self.idle and all(future.done() for future in self.compiling.values())
+
+
+class Session:
+    """Drives the searches of an agenda: several are under way at once, of which one at a time measures."""
+
+    def __init__(
+        self, agenda: Agenda, device: Device, bench: Bench, compile_rows: Compile, archive: Archive, report: Report
+    ) -> None:
+        """`compile_rows` starts compiling a key's rows and gives a future for each."""
+        self._agenda, self._device, self._bench = agenda, device, bench
+        self._compile, self._archive, self._report = compile_rows, archive, report
+        self._shared = Shared(dict(agenda.known))
+        self._records: dict[rules.Key, Record] = {}
+        self._done = 0
+
+    def run(self, deadline: float | None = None) -> Summary:
+        """Search until every key is done, or the monotonic clock has passed the deadline."""
+        queue, running = deque(self._agenda.tasks), list[_Running]()
+        while queue or running:
+            while queue and len(running) < AT_ONCE:
+                running.append(self._start(queue.popleft()))
+            timeout = None if deadline is None else deadline - time.monotonic()
+            if timeout is not None and timeout <= 0:
+                break
+            ready = next(filter(_Running.ready, running), None)
+            if ready is None:
+                pending = {future for one in running for future in one.compiling.values() if not future.done()}
+                assert pending, "searches wait for each other"
+                wait(pending, timeout=timeout, return_when=FIRST_COMPLETED)
+            elif not self._advance(ready):
+                running.remove(ready)
+                for other in running:
+                    other.idle = False
+        for one in running:
+            one.search.close()
+        wanted, tuned = len(self._agenda.wanted), len(self._records)
+        return Summary(tuned, self._agenda.fresh, self._done - tuned, wanted - self._done)
+
+    def _start(self, task: Task) -> _Running:
+        save = self._save if task.key in self._agenda.wanted else None
+        one = _Running(task, search(task, self._device, self._bench, self._shared, save))
+        self._ask(one, next(one.search))
+        return one
+
+    def _ask(self, one: _Running, rows: Sequence[rules.Row]) -> None:
+        one.compiling, one.idle = self._compile(one.task.key, rows), not rows
+
+    def _advance(self, one: _Running) -> bool:
+        """Let a search measure what was compiled for it; whether it goes on."""
+        try:
+            rows = one.search.send({row: outcome(future) for row, future in one.compiling.items()})
+        except StopIteration:
+            if one.task.key in self._agenda.wanted:
+                self._done += 1
+                self._report(Step(one.task, self._records.get(one.task.key), self._done, len(self._agenda.wanted)))
+            return False
+        self._ask(one, rows)
+        return True
+
+    def _save(self, task: Task, record: Record) -> None:
+        self._archive.add(task.key, record)
+        self._records[task.key] = record

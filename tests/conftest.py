@@ -1,0 +1,19 @@
+"""Without a GPU kernels are interpreted, and tests marked `gpu` are skipped."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Triton looks at this once, when it is imported; nothing above imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

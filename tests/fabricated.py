@@ -1,0 +1,78 @@
+"""Raw results made up for tests: valid as they come, to be bent out of shape from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DEFAULT = [64, 16, 256, 1, 1, 4, 3, None]
+BETTER = [32, 32, 128, 2, 1, 4, 2, None]
+
+
+def timing(row: list[Any], p50_us: float, samples: int = 48, **more: int) -> dict[str, Any]:
+    return {"row": row, "p20_us": p50_us - 0.5, "p50_us": p50_us, "p80_us": p50_us + 0.75, "samples": samples, **more}
+
+
+def finalist(row: list[Any], p50_us: float, samples: int = 48) -> dict[str, Any]:
+    return timing(row, p50_us, samples, shared_bytes=49152, registers=96, spills=0)
+
+
+def record(default_us: float | None = 30.0, tuned_us: float = 20.0, **more: Any) -> dict[str, Any]:
+    """A record of a shrink in which `BETTER` beats the default by a third, unless told otherwise."""
+    return {
+        "run": 0,
+        "chunk_size": 16,
+        "segment_bucket": 8,
+        "tokens": 101,
+        "adapters": 5,
+        "num_segments": 7,
+        "default": None if default_us is None else timing(DEFAULT, default_us),
+        "candidates": [[BETTER, tuned_us, 12, False], [[16, 16, 64, 1, 1, 4, 2, 96], 31.5, 3, True]],
+        "finalists": [finalist(BETTER, tuned_us)],
+        "pruned": {"too much shared memory": 12},
+        "failed": {},
+        "accuracy": {"cases": 3, "max_error": 0.0012, "tolerance": 0.01},
+        "noise_us": 0.12,
+        **more,
+    }
+
+
+def document(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A file of shrink results; without records, one of one record."""
+    return {
+        "schema": 1,
+        "gpu": "NVIDIA H200",
+        "triton": "3.6.0",
+        "op": "shrink",
+        "input_dim": 1024,
+        "slice_widths": [],
+        "max_rank": 64,
+        "num_slices": 3,
+        "dtype": "bfloat16",
+        "fields": ["block_m", "block_n", "block_k", "column_tiles", "split_k", "num_warps", "num_stages", "maxnreg"],
+        "runs": [
+            {
+                "compute_capability": "9.0",
+                "sm_count": 132,
+                "driver": "580.65.06",
+                "cuda": "13.0",
+                "torch": "2.11.0+cu130",
+                "csgmv": "0.1.0.dev0",
+                "kernel_hash": "sha256:" + "0123456789abcdef" * 4,
+                "seed": 0,
+                "date": "2026-11-23",
+                "l2": "cold: twice its size is written before each launch",
+            }
+        ],
+        "records": list(records) or [record()],
+        **more,
+    }
+
+
+def put(folder: Path, name: str, content: dict[str, Any]) -> Path:
+    """Writes a file of raw results into a folder, making the folders on the way."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return file

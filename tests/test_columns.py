@@ -1,0 +1,45 @@
+"""Tables as text: readable on a wide terminal, on a narrow one and in Markdown."""
+
+from __future__ import annotations
+
+from csgmv import columns
+
+HEADER = ("layer", "time µs", "config")
+ROWS = [["qkv", "17.6", "exact"], ["gate_up", "180.0", "nearest chunk size (32)"]]
+
+
+def test_numbers_are_set_to_the_right_and_words_to_the_left():
+    """Columns line up, and no line ends in blanks."""
+    assert columns.aligned(HEADER, ROWS).splitlines() == [
+        "layer    time µs  config",
+        "qkv         17.6  exact",
+        "gate_up    180.0  nearest chunk size (32)",
+    ]
+
+
+def test_a_dash_among_numbers_leaves_the_column_to_the_right():
+    """A missing number does not turn a column of numbers into one of words."""
+    assert columns.aligned(("n",), [["-"], ["125"]]).splitlines() == ["  n", "  -", "125"]
+
+
+def test_what_is_wider_than_the_terminal_becomes_one_field_a_line():
+    """No line is wider than the terminal unless a single cell is."""
+    text = columns.aligned(HEADER, ROWS, width=36)
+    assert text.splitlines()[:4] == ["layer    qkv", "time µs  17.6", "config   exact", ""]
+    assert columns.aligned(HEADER, ROWS, width=41) == columns.aligned(HEADER, ROWS)
+
+
+def test_a_table_without_rows_is_its_header():
+    """Nothing to align is no error, on any terminal."""
+    assert columns.aligned(HEADER, [], width=5) == "layer  time µs  config"
+
+
+def test_markdown_aligns_numbers_and_escapes_bars():
+    """A bar in a cell does not end it."""
+    assert columns.markdown(("a|b", "n"), [["x", "1"]]).splitlines() == ["| a\\|b | n |", "| --- | ---: |", "| x | 1 |"]
+
+
+def test_a_pipe_has_no_width(monkeypatch):
+    """Output that is read by a program is not folded to the terminal that it was started from."""
+    monkeypatch.setenv("COLUMNS", "20")
+    assert columns.terminal_width() is None  # pytest captures standard output: it is no terminal

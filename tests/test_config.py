@@ -1,0 +1,73 @@
+"""Config classes hold what rules.FIELDS lists, and the defaults fit every device."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, rules
+from csgmv.config import default_config, from_row, to_row
+
+# Shared memory that one block may use: A100, RTX 30/40 (sm_86/89) and RTX 50 (sm_120), H100/H200.
+DEVICES = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448}
+
+
+def test_fields_are_those_of_the_rules() -> None:
+    """Same names in the same order: a row of the table is a config's values."""
+    assert tuple(f.name for f in fields(ShrinkConfig)) == rules.FIELD_NAMES["shrink"]
+    assert tuple(f.name for f in fields(ExpandConfig)) == rules.FIELD_NAMES["expand"]
+    assert len(to_row(AddLoraConfig())) == len(rules.FIELDS["add_lora"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ShrinkConfig(block_n=32, split_k=4, maxnreg=128),
+        ExpandConfig(column_tiles=3),
+        AddLoraConfig(ShrinkConfig(num_warps=8), ExpandConfig(maxnreg=96), overlap=True),
+    ],
+)
+def test_rows_and_configs_are_the_same_thing(config: ShrinkConfig | ExpandConfig | AddLoraConfig) -> None:
+    """There and back."""
+    row = to_row(config)
+    assert rules.config_fault(config.op, row) is None
+    assert from_row(config.op, row) == config
+
+
+def test_configs_cannot_be_changed_or_malformed() -> None:
+    """Frozen, and checked when they are made."""
+    config = ShrinkConfig()
+    with pytest.raises(FrozenInstanceError):
+        config.block_n = 32  # type: ignore[misc]
+    with pytest.raises(ValueError, match="shrink config: block_n: expected a power of two from 16 to 256, got 48"):
+        ShrinkConfig(block_n=48)
+    with pytest.raises(ValueError, match="expand config: maxnreg: expected from 24 to 255 or null, got 0"):
+        ExpandConfig(maxnreg=0)
+    with pytest.raises(ValueError, match="add_lora config: overlap: expected true or false, got 1"):
+        AddLoraConfig(overlap=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shrink config: expected 8 values"):
+        from_row("shrink", (16, 16))
+
+
+def test_defaults_are_the_reference_pull_requests() -> None:
+    """sglang's tiles, which the speed-ups of the README are measured against."""
+    assert (ShrinkConfig().block_n, ShrinkConfig().block_k) == (16, 256)
+    assert (ExpandConfig().block_n, ExpandConfig().block_k) == (64, 16)
+
+
+@pytest.mark.parametrize("shared_memory", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("dtype", rules.DTYPE_BYTES)
+@pytest.mark.parametrize("chunk_size", [1, 16, 128, 512])
+def test_the_default_fits_every_device(shared_memory: int, dtype: str, chunk_size: int) -> None:
+    """The reference's tiles need 147,456 bytes at chunk 128, which an sm_86 does not have; ours are made to fit."""
+    limits = rules.Limits(shared_memory)
+    key = rules.Key("add_lora", 4096, (4096, 1024, 1024), 256, 3, dtype, chunk_size, 64)
+    assert rules.resource_fault(to_row(default_config(key, limits)), key, limits) is None
+
+
+def test_a_device_without_room_is_refused() -> None:
+    """Nothing is launched that cannot run."""
+    key = rules.Key("shrink", 4096, (), 16, 1, "float16", 16, 1)
+    with pytest.raises(ValueError, match="no shrink config fits a device with 512 bytes"):
+        default_config(key, rules.Limits(512))

@@ -1,0 +1,171 @@
+"""The fallback, step by step: exact, other dtype, nearest bucket, nearest chunk size, other Triton versions, default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from batches import make_batch
+
+import csgmv
+from csgmv import ExpandConfig, ShrinkConfig, dispatch, rules
+from csgmv.config import to_row
+
+LIMITS = rules.Limits(232_448, programmatic_launch=True)
+HERE = dispatch.Target("NVIDIA H200", "3.6.0", LIMITS)
+KEY = rules.Key("shrink", 1024, (), 64, 3, "float16", 64, 32)
+
+
+def rows(*keys: rules.Key) -> dict[tuple[object, ...], rules.Row | None]:
+    """A row for each key that tells which one it is by its num_stages."""
+    return {tuple(key): to_row(ShrinkConfig(block_n=64, num_stages=1 + i)) for i, key in enumerate(keys)}
+
+
+def resolved(table: dispatch.Table, key: rules.Key = KEY, where: dispatch.Target = HERE) -> tuple[int, str]:
+    """The num_stages of the row that served, and the step."""
+    choice = dispatch.resolve(key, where, table)
+    assert isinstance(choice.config, ShrinkConfig)
+    return choice.config.num_stages, choice.step
+
+
+def test_steps_in_their_order() -> None:
+    """Taking away what served leaves the next step to serve."""
+    ladder = [
+        (KEY, "exact"),
+        (KEY._replace(dtype="bfloat16"), "other 16-bit dtype (bfloat16)"),
+        (KEY._replace(segment_bucket=64), "nearest segment bucket (64)"),
+        (KEY._replace(segment_bucket=4), "nearest segment bucket (4)"),
+        (KEY._replace(chunk_size=128), "nearest chunk size (128)"),
+        (KEY._replace(chunk_size=16), "nearest chunk size (16)"),
+    ]
+    for gone in range(len(ladder)):
+        table = {("NVIDIA H200", "3.6.0"): rows(*(key for key, _ in ladder[gone:]))}
+        assert resolved(table) == (1, ladder[gone][1])
+
+
+def test_versions_compare_as_numbers_and_come_after_all_else() -> None:
+    """3.10 is newer than 3.9; a worse match under this version is better than an exact one under another."""
+    table = {("NVIDIA H200", v): rows(KEY) for v in ("3.5.1", "3.10.0", "3.2.0")}
+    assert resolved(table) == (1, "Triton 3.5.1, exact")
+    later = HERE._replace(triton="3.9.1+cu130")
+    assert resolved(table, where=later) == (1, "Triton 3.10.0, exact")
+    table["NVIDIA H200", "3.6.0"] = rows(KEY._replace(chunk_size=16))
+    assert resolved(table)[1] == "nearest chunk size (16)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"op": "expand", "input_dim": 0, "slice_widths": (64, 64, 64)},
+        {"input_dim": 2048},
+        {"max_rank": 32},
+        {"num_slices": 2},
+        {"dtype": "float32"},
+    ],
+)
+def test_what_is_never_borrowed(other: dict) -> None:
+    """Other operations, dimensions, ranks and float32 end at the built-in default."""
+    choice = dispatch.resolve(KEY, HERE, {("NVIDIA H200", "3.6.0"): rows(KEY._replace(**other))})
+    assert choice.step == "default" and choice.source is None and choice.config == ShrinkConfig()
+    assert dispatch.resolve(KEY, HERE, {("NVIDIA A100", "3.6.0"): rows(KEY)}).step == "default"
+
+
+def test_a_row_that_does_not_fit_serves_nobody() -> None:
+    """Neither exactly nor borrowed: the next one does."""
+    large = to_row(ShrinkConfig(block_n=128, block_k=256, num_stages=4))
+    small = HERE._replace(limits=rules.Limits(101_376))
+    table = {("NVIDIA H200", "3.6.0"): {tuple(KEY): large, **rows(KEY._replace(segment_bucket=1))}}
+    assert resolved(table, where=small) == (1, "nearest segment bucket (1)")
+    overlapped = csgmv.AddLoraConfig(overlap=True)
+    key = rules.Key("add_lora", 64, (64,), 16, 1, "float16", 16, 1)
+    table = {("NVIDIA H200", "3.6.0"): {tuple(key): to_row(overlapped)}}
+    assert dispatch.resolve(key, HERE, table).config == overlapped
+    assert dispatch.resolve(key, small, table).step == "default"
+
+
+def test_a_measured_default_is_kept() -> None:
+    """None says: measured, the default was best. It is not a gap to be filled from a neighbour."""
+    table = {("NVIDIA H200", "3.6.0"): {**rows(KEY._replace(segment_bucket=64)), tuple(KEY): None}}
+    choice = dispatch.resolve(KEY, HERE, table)
+    assert choice.config == ShrinkConfig() and choice.source == KEY
+    assert choice.step == "exact: the default was measured best"
+
+
+def test_keys_come_from_the_tensors_of_a_launch() -> None:
+    """Segments count by power-of-two buckets; a slice's width counts, not only their sum."""
+    segments = make_batch([8, 8], 8, 32, [8], 100).segments
+    bucket = rules.segment_bucket(segments.num_segments)
+    assert dispatch.shrink_key(32, 8, 3, torch.float16, segments) == ("shrink", 32, (), 8, 3, "float16", 16, bucket)
+    assert dispatch.expand_key((5, 3), 8, torch.bfloat16, segments) == ("expand", 0, (5, 3), 8, 2, "bfloat16", 16, bucket)
+    key = dispatch.add_lora_key(32, (5, 3), 8, torch.float32, segments)
+    assert key == ("add_lora", 32, (5, 3), 8, 2, "float32", 16, bucket)
+    assert rules.key_fault(key) is None
+
+
+def test_wrappers_take_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config that a launch gets is the one that csgmv.explain names."""
+    batch = make_batch([8, 8], 8, 32, [16], 20)
+    asked = []
+    choose = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda key, device: asked.append((key, device)) or choose(key, device))
+    h = csgmv.lora_shrink(batch.x, batch.lora_a.nan_to_num(), batch.segments)
+    csgmv.lora_expand(h, batch.lora_b, batch.segments, (0, 16), batch.base_output)
+    csgmv.add_lora(batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, (0, 16))
+    monkeypatch.undo()
+    assert [key.op for key, _ in asked] == ["shrink", "expand", "add_lora"]
+    for key, device in asked:
+        sizes = dict(input_dim=key.input_dim, slice_widths=key.slice_widths, max_rank=8, num_slices=1)
+        counts = dict(chunk_size=16, num_segments=batch.segments.num_segments)
+        said = csgmv.explain(key.op, **sizes, **counts, dtype=torch.float16, device=device)
+        assert said is choose(key, device)
+
+
+def test_explain_refuses_what_no_launch_can_be() -> None:
+    """Errors name the field."""
+    with pytest.raises(ValueError, match="slice_widths: expected 1 non-negative widths for expand"):
+        csgmv.explain("expand", max_rank=8, chunk_size=16, num_segments=1)
+    with pytest.raises(ValueError, match="op: expected one of shrink, expand, add_lora, got 'sgmv'"):
+        csgmv.explain("sgmv", max_rank=8, chunk_size=16, num_segments=1)
+    with pytest.raises(ValueError, match=r"dtype: expected float16, bfloat16 or float32, got torch.float64"):
+        csgmv.explain("shrink", input_dim=8, max_rank=8, chunk_size=16, num_segments=1, dtype=torch.float64)
+
+
+def test_a_missing_table_means_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel built without its hook still runs."""
+    monkeypatch.setitem(sys.modules, "csgmv._tuned_table", None)
+    assert dispatch.table.__wrapped__() == {}
+    assert dispatch.resolve(KEY, HERE, {}).config == ShrinkConfig()
+
+
+def test_configs_of_other_operations_are_refused() -> None:
+    """A config is checked against the operation, not only against its type being some config."""
+    batch = make_batch([8], 8, 32, [16], 5)
+    with pytest.raises(TypeError, match="config: expected ShrinkConfig or None, got ExpandConfig"):
+        csgmv.lora_shrink(batch.x, batch.lora_a, batch.segments, config=ExpandConfig())  # type: ignore[arg-type]
+
+
+WARM_LAUNCHES = """
+import sys
+sys.path[:0] = {paths!r}
+import batches, csgmv
+batch = batches.make_batch([16, 8], 16, 64, [32, 16], 40)
+def launch():
+    h = csgmv.lora_shrink(batch.x, batch.lora_a, batch.segments, 2)
+    csgmv.lora_expand(h, batch.lora_b, batch.segments, batch.slice_offsets, batch.base_output)
+    csgmv.add_lora(batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets)
+launch()
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(arguments) if event in ("open", "import") else None)
+launch()
+print("opened", opened)
+"""
+
+
+@pytest.mark.gpu
+def test_warm_launches_open_nothing() -> None:
+    """Once a kernel is compiled, a launch opens no file and imports nothing (an audit hook watches)."""
+    script = WARM_LAUNCHES.format(paths=sys.path)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "opened []"

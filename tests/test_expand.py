@@ -1,0 +1,116 @@
+"""lora_expand agrees with plain float32 torch on every kind of batch, and touches nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import DEVICE, DTYPES, Batch, assert_close, make_batch
+
+from csgmv import ExpandConfig, Segments, lora_expand, reference
+
+CONFIGS = {
+    "default": None,
+    "rank in steps": ExpandConfig(block_m=16, block_n=32, block_k=16, column_tiles=2),
+    "whole rank": ExpandConfig(block_m=16, block_n=32, block_k=64),
+    "several tiles": ExpandConfig(block_m=32, block_n=16, block_k=64, column_tiles=3),
+}
+BATCHES = {
+    "mixed ranks, one empty slot": dict(ranks=[8, 3, 0, 16], max_rank=16, widths=[64, 32, 32], num_tokens=37),
+    "uneven slices, one of no width": dict(ranks=[12, 5, 24], max_rank=24, widths=[40, 0, 7, 9], num_tokens=29, extra=3),
+    "full rank": dict(ranks=[64, 64], max_rank=64, widths=[128], num_tokens=70, chunk_size=64, extra=8),
+    "rank one": dict(ranks=[1], max_rank=1, widths=[5], num_tokens=9, chunk_size=5),
+    "padded, slices narrower than the rank": dict(
+        ranks=[40, 8, 48], max_rank=48, widths=[16, 64], num_tokens=33, padded=True
+    ),
+}
+
+
+def some_h(batch: Batch) -> torch.Tensor:
+    """What the shrink kernel would leave: NaN in rows without an adapter and past each adapter's rank."""
+    h = reference.lora_shrink(batch.x, batch.lora_a, batch.segments, batch.num_slices, padded=batch.padded)
+    return h.to(DEVICE, batch.x.dtype)
+
+
+def expanded(batch: Batch, h: torch.Tensor, config: ExpandConfig | None) -> torch.Tensor:
+    """The result, written onto a copy of the base that keeps the base's strides."""
+    base = batch.base_output.clone()
+    got = lora_expand(h, batch.lora_b, batch.segments, batch.slice_offsets, base, padded=batch.padded, config=config)
+    assert got is base
+    return got
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("kind", BATCHES.values(), ids=BATCHES)
+def test_agrees_with_the_reference(kind: dict, config: ExpandConfig | None, dtype: torch.dtype) -> None:
+    """Every kind of batch, every variant of the kernel."""
+    batch = make_batch(input_dim=32, dtype=dtype, **kind)
+    h = some_h(batch)
+    expected = reference.lora_expand(
+        h, batch.lora_b, batch.segments, batch.slice_offsets, batch.base_output, padded=batch.padded
+    )
+    assert_close(expanded(batch, h, config), expected, dtype)
+
+
+def test_rows_and_columns_that_are_not_its_own_keep_their_bits() -> None:
+    """Rows without an adapter, and columns past output_dim, even where they hold NaN."""
+    batch = make_batch([8, 16, 16], 16, 32, [24, 8], 30, extra=5)
+    batch.base_output[:, 32:] = float("nan")
+    used = batch.segments.permutation.long()
+    unused = torch.ones(30, dtype=torch.bool, device=DEVICE).index_fill_(0, used, False)
+    assert unused.any()
+    batch.base_output[unused] = float("nan")
+    got = expanded(batch, some_h(batch), None).view(torch.int16)
+    before = batch.base_output.view(torch.int16)
+    assert torch.equal(got[unused], before[unused]) and torch.equal(got[:, 32:], before[:, 32:])
+    assert not torch.equal(got[used, :32], before[used, :32])
+
+
+def test_negative_zero_and_large_scalings() -> None:
+    """Scalings are applied in float32, each row its own adapter's."""
+    batch = make_batch([8, 8, 8, 8], 8, 32, [16], 24, dtype=torch.float32)
+    scalings = [0.0, -3.0, 1e4, 1.0]
+    batch.segments = Segments.from_tokens([0, 1, 2] * 8, [8] * 4, scalings, chunk_size=16, device=DEVICE)
+    h = some_h(batch)
+    expected = reference.lora_expand(h, batch.lora_b, batch.segments, batch.slice_offsets, batch.base_output)
+    got = expanded(batch, h, None)
+    assert_close(got, expected, torch.float32)
+    assert torch.equal(got[::3], batch.base_output[::3])
+
+
+def test_batches_without_work() -> None:
+    """No rows, no adapters, or no width: the base comes back as it was."""
+    base = torch.randn(6, 16, device=DEVICE, dtype=torch.float16)
+    before = base.clone()
+    none = Segments.from_tokens([-1] * 6, [4], [1.0], chunk_size=16, device=DEVICE)
+    some = Segments.from_tokens([0] * 6, [4], [1.0], chunk_size=16, device=DEVICE)
+    h, b = base.new_ones(6, 4), base.new_ones(1, 16, 4)
+    assert lora_expand(h, b, none, (0, 16), base) is base
+    assert lora_expand(h, b[:, :0], some, (0, 0), base) is base
+    assert lora_expand(h[:0], b, Segments.from_tokens([], [4], [1.0], device=DEVICE), (0, 16), base[:0]).shape == (0, 16)
+    assert torch.equal(base, before)
+
+
+def test_errors_name_the_argument() -> None:
+    """What was expected and what came, before anything is launched."""
+    batch = make_batch([4], 4, 32, [8, 4], 8)
+    h, b, segments, base = some_h(batch), batch.lora_b, batch.segments, batch.base_output
+    cases = [
+        (TypeError, "slice_offsets: expected a sequence of host integers", (h, b, segments, torch.tensor([0, 12]), base)),
+        (ValueError, r"slice_offsets: expected 2 to 5 offsets, got \[0\]", (h, b, segments, (0,), base)),
+        (ValueError, r"slice_offsets: expected to rise from 0 to output_dim 12", (h, b, segments, (0, 8, 11), base)),
+        (ValueError, r"slice_offsets: expected to rise from 0", (h, b, segments, (0, 14, 12), base)),
+        (ValueError, r"h: expected shape \[8, 4\], got \[8, 8\]", (h, b, segments, (0, 12), base)),
+        (TypeError, "lora_b: expected torch.float16 like the input", (h, b.float(), segments, (0, 8, 12), base)),
+        (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:, :11])),
+        (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:7])),
+        (ValueError, "base_output: expected contiguous rows", (h, b, segments, (0, 8, 12), base.T.contiguous().T)),
+        (TypeError, "segments: expected csgmv.Segments", (h, b, "segments", (0, 8, 12), base)),
+    ]
+    before = base.clone()
+    for error, message, arguments in cases:
+        with pytest.raises(error, match=message):
+            lora_expand(*arguments)
+    with pytest.raises(TypeError, match="config: expected ExpandConfig or None"):
+        lora_expand(h, b, segments, (0, 8, 12), base, config=3)  # type: ignore[arg-type]
+    assert torch.equal(base, before)

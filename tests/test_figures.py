@@ -1,0 +1,114 @@
+"""How measured figures are told: no time for a wrong result, one table in three forms, the README's block replaced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from csgmv import figures
+
+CASE = figures.Case(("o", "down"), "expand", 2048, (1024,), (64,), 30720, 1, "even", 16, "bfloat16")
+RIGHT = figures.Figure(CASE, "exact", {"block_m": 64}, {"block_m": 128}, 1e-3, 2e-3, 120.0, 48.0, 30.0)
+WRONG = replace(RIGHT, tuned_error=0.5, tuned_us=None)
+
+
+def report(*measured: figures.Figure) -> figures.Report:
+    return figures.Report(
+        measured, "GPU of the test", "2.0", "3.0", "0.1", "2026-11-23", 4.2e12, "Times: M.", "csgmv bench"
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "dimension"),
+    [("shrink", "1024 → 3·64"), ("expand", "64 → 2048+1024+1024"), ("add_lora", "1024 → 3·64 → 2048+1024+1024")],
+)
+def test_a_dimension_says_what_is_mapped_to_what(op, dimension):
+    """The largest of mixed ranks is the one that the tensors have."""
+    case = replace(CASE, op=op, input_dim=1024, slice_widths=(2048, 1024, 1024), ranks=(8, 64, 16))
+    assert case.dimension == dimension
+
+
+def test_speed_up_and_fraction_are_of_the_tuned_time():
+    """120 µs against 48 is 2.5 times; a floor of 30 is 62 % of the way."""
+    assert RIGHT.cells[-6:] == ["120.0", "48.0", "2.50×", "30.0", "62%", "exact"]
+
+
+def test_a_wrong_result_has_no_speed():
+    """Neither a time nor a speed-up is printed for it, but its error is."""
+    assert not WRONG.right
+    assert WRONG.cells[-6:] == ["120.0", "WRONG: 5.0e-01", "-", "30.0", "-", "exact"]
+
+
+def test_a_batch_that_all_rows_share_stands_in_the_note():
+    """One batch: no column repeats it. Two: the columns tell them apart."""
+    one, two = report(RIGHT), report(RIGHT, replace(RIGHT, case=replace(CASE, tokens=64, adapters=8)))
+    assert "tokens" not in one.text(None).splitlines()[0]
+    assert "30720 tokens, 1 adapter, rank 64, bfloat16. " in one.note()
+    assert "tokens" in two.text(None).splitlines()[0]
+    assert "8 even" in two.text(None)
+
+
+def test_the_note_names_all_that_is_needed_to_measure_again():
+    """GPU, versions, date, method and bandwidth; Markdown the command too."""
+    for said in ("GPU of the test", "torch 2.0", "Triton 3.0", "csgmv 0.1", "2026-11-23", "Times: M.", "4.20 TB/s"):
+        assert said in report(RIGHT).note()
+    assert report(RIGHT).markdown().endswith("Printed by `csgmv bench`.")
+
+
+def test_markdown_is_a_row_a_figure():
+    """Header, rule, rows, an empty line, the note."""
+    lines = report(RIGHT, RIGHT).markdown().splitlines()
+    assert lines[0].startswith("| layer | kernel | dimension | chunk | default µs | tuned µs | speed-up | floor µs |")
+    assert lines[2] == lines[3] == "| o, down | expand | 64 → 1024 | 16 | 120.0 | 48.0 | 2.50× | 30.0 | 62% | exact |"
+    assert lines[4] == ""
+
+
+def test_json_has_every_number_by_name():
+    """A wrong result's time is null."""
+    value = json.loads(report(RIGHT, WRONG).json())
+    assert value["gpu"] == "GPU of the test"
+    assert [figure["tuned_us"] for figure in value["figures"]] == [48.0, None]
+    assert value["figures"][0]["case"]["slice_widths"] == [1024]
+    assert value["figures"][0]["tuned_config"] == {"block_m": 128}
+
+
+def test_what_stands_between_the_markers_is_replaced_and_nothing_else():
+    """Also when it is done again."""
+    text = f"# Title\n\n{figures.BEGIN}\n\nold\n\n{figures.END}\n\nrest\n"
+    once = figures.between_markers(text, "new")
+    assert once == text.replace("old", "new")
+    assert figures.between_markers(once, "new") == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        figures.BEGIN,
+        figures.END + figures.BEGIN,
+        2 * (figures.BEGIN + figures.END),
+        figures.BEGIN + 2 * figures.END,
+    ],
+)
+def test_missing_or_repeated_markers_are_an_error(text):
+    """Rather than a table in the wrong place."""
+    with pytest.raises(ValueError, match="--into: expected one <!-- bench:begin -->"):
+        figures.between_markers(text, "new")
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    """A write that breaks off leaves the old file, and no other one beside it."""
+    path = tmp_path / "README.md"
+    figures.write(path, "old µ")
+    figures.write(path, "new µ")
+    assert path.read_text(encoding="utf-8") == "new µ"
+
+    def no_space(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figures.os, "replace", no_space)
+    with pytest.raises(OSError, match="no space"):
+        figures.write(path, "newer")
+    assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ["new µ"]

@@ -1,0 +1,98 @@
+"""`csgmv explain`: the step of the fallback that serves a launch, on this machine and on one named."""
+
+from __future__ import annotations
+
+import pytest
+import triton
+
+from csgmv import cli, dispatch, rules
+
+KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
+ROW = (64, 32, 128, 1, 4, 4, 3, 128)
+TABLE = {("NVIDIA H200", "3.5.1"): {tuple(KEY): ROW, tuple(KEY._replace(segment_bucket=64)): None}}
+SHRINK = ["--op", "shrink", "--input-dim", "1024", "--slices", "3", "--rank", "64", "--chunk-size", "16"]
+H200 = ["--gpu", "NVIDIA H200", "--triton", "3.5.1"]
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    monkeypatch.setattr(dispatch, "table", lambda: TABLE)
+
+
+def explain(capsys, *argv: str) -> str:
+    assert cli.main(["explain", *argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_exact_row_is_printed_field_by_field(capsys):
+    """With the key asked for and the key found."""
+    text = explain(capsys, *SHRINK, "--segments", "6", *H200)
+    assert "launch  shrink, input_dim 1024, slices 3, rank 64, bfloat16, chunk size 16, 5-8 segments\n" in text
+    assert "on      NVIDIA H200, Triton 3.5.1" in text
+    assert "step    exact\n" in text
+    fields = dict(line.split() for line in text.splitlines()[-8:])
+    assert fields == {name: str(value) for name, value in zip(rules.FIELD_NAMES["shrink"], ROW)}
+
+
+@pytest.mark.parametrize(
+    ("argv", "step"),
+    [
+        (["--segments", "16", *H200], "nearest segment bucket (8)"),
+        (["--segments", "8", "--dtype", "float16", *H200], "other 16-bit dtype (bfloat16)"),
+        (["--segments", "8", "--gpu", "NVIDIA H200", "--triton", "3.6.0"], "Triton 3.5.1, exact"),
+        (["--segments", "8", "--dtype", "float32", *H200], "default"),
+        (["--segments", "8", "--gpu", "NVIDIA A10G"], "default"),
+    ],
+)
+def test_each_step_is_named(argv, step, capsys):
+    """The nearest row, the nearest version, and what remains when nothing is near."""
+    assert f"step    {step}\n" in explain(capsys, *SHRINK, *argv)
+
+
+def test_a_named_gpu_is_looked_up_under_the_installed_triton(capsys):
+    """Not under the version that the table's rows happen to have."""
+    text = explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA H200")
+    assert f"on      NVIDIA H200, Triton {triton.__version__} (" in text
+
+
+def test_a_key_whose_default_was_the_best_says_so(capsys):
+    """A row of None is an answer, not a miss."""
+    text = explain(capsys, *SHRINK, "--segments", "64", *H200)
+    assert "the default was measured best" in text
+    assert "33-64 segments; tuned under Triton 3.5.1" in text
+
+
+def test_a_default_has_no_row(capsys):
+    """And the command says that, rather than leaving a blank."""
+    assert "row     none" in explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA A10G")
+
+
+def test_a_named_gpu_that_is_not_here_is_not_held_to_limits(capsys):
+    """What it can run is not known here, and the output says so."""
+    assert "not in this machine: its limits are not checked" in explain(
+        capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA B200"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([*SHRINK, "--segments", "0"], "--segments: expected a positive number, got 0"),
+        (
+            ["--rank", "64", "--chunk-size", "16", "--segments", "1"],
+            "input_dim: expected a positive number for add_lora",
+        ),
+        (
+            ["--op", "expand", "--slices", "2", "--rank", "8", "--chunk-size", "16", "--segments", "1"],
+            "--slices: only for",
+        ),
+        (
+            ["--op", "expand", "--slice-widths", *"12345", "--rank", "8", "--chunk-size", "16", "--segments", "1"],
+            "num_slices: expected 1 to 4, got 5",
+        ),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(argv, said, capsys):
+    """By the option's name, with exit status 2 and no traceback."""
+    assert cli.main(["explain", *argv]) == 2
+    assert f"csgmv: error: {said}" in capsys.readouterr().err

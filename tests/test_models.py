@@ -1,0 +1,183 @@
+"""Layer shapes are those that transformers builds, split over tensor-parallel ranks as serving engines split them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from csgmv.models import GATED_DENSE, QWEN3_EMBEDDING_0_6B, LayerShape, layer_shapes, parse_layer
+
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "tie_word_embeddings": True,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 96,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 264,
+}
+
+
+def folder(path: Path, config: dict[str, object]) -> Path:
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def shapes(layers: list[LayerShape]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    return {layer.name: (layer.input_dim, layer.slice_widths) for layer in layers}
+
+
+def test_qwen3_embedding_reads_as_the_constant_says(tmp_path: Path) -> None:
+    """head_dim is the config's own, not hidden_size / heads; o takes heads · head_dim."""
+    pytest.importorskip("transformers")
+    assert tuple(layer_shapes(folder(tmp_path, QWEN3))) == QWEN3_EMBEDDING_0_6B
+
+
+def test_llama_derives_head_dim_and_groups_key_value_heads(tmp_path: Path) -> None:
+    """Without head_dim it is hidden_size / heads; a name may be a str or a Path."""
+    pytest.importorskip("transformers")
+    assert shapes(layer_shapes(str(folder(tmp_path, LLAMA)))) == {
+        "qkv": (96, (96, 32, 32)),
+        "o": (96, (96,)),
+        "gate_up": (96, (264, 264)),
+        "down": (264, (96,)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "phi3"])
+def test_other_dense_decoders_read_alike(tmp_path: Path, kind: str) -> None:
+    """Gemma 2 with its own head_dim; Phi-3, whose projections are merged, in the same four groups."""
+    pytest.importorskip("transformers")
+    config = {**LLAMA, "model_type": kind, "pad_token_id": 0}
+    if kind == "gemma2":
+        config["head_dim"] = 40
+    head_dim = 40 if kind == "gemma2" else 8
+    found = shapes(layer_shapes(folder(tmp_path, config)))
+    assert found["qkv"] == (96, (12 * head_dim, 4 * head_dim, 4 * head_dim))
+    assert found["o"] == (12 * head_dim, (96,))
+
+
+def test_multimodal_configs_are_read_at_their_text_config(tmp_path: Path) -> None:
+    """Of a LLaVA config the decoder's dimensions count, not the vision tower's."""
+    pytest.importorskip("transformers")
+    config = {
+        "model_type": "llava",
+        "text_config": LLAMA,
+        "vision_config": {"hidden_size": 48, "intermediate_size": 72},
+    }
+    assert shapes(layer_shapes(folder(tmp_path, config)))["down"] == (264, (96,))
+    nested = SimpleNamespace(model_type="wrapper", text_config=SimpleNamespace(**LLAMA))
+    assert shapes(layer_shapes(nested))["down"] == (264, (96,))
+
+
+@pytest.mark.parametrize(
+    ("tp", "expected"),
+    [
+        (2, {"qkv": (96, (48, 16, 16)), "o": (48, (96,)), "gate_up": (96, (132, 132)), "down": (132, (96,))}),
+        (12, {"qkv": (96, (8, 8, 8)), "o": (8, (96,)), "gate_up": (96, (22, 22)), "down": (22, (96,))}),
+    ],
+)
+def test_tensor_parallel_splits(tp: int, expected: dict[str, object]) -> None:
+    """qkv and gate_up lose columns, o and down rows; over 12 ranks each of 4 key-value heads is there thrice."""
+    assert shapes(layer_shapes(SimpleNamespace(**LLAMA), tp=tp)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "tp", "message"),
+    [
+        (LLAMA, 5, "tp: expected a number that divides num_attention_heads = 12, got 5"),
+        (LLAMA, 6, "tp: expected a number that divides num_key_value_heads = 4, got 6"),
+        ({**LLAMA, "intermediate_size": 262}, 4, "tp: expected a number that divides intermediate_size = 262, got 4"),
+        (LLAMA, 0, "tp: expected a positive number, got 0"),
+    ],
+)
+def test_uneven_splits_are_refused(config: dict[str, object], tp: int, message: str) -> None:
+    """The dimension that does not divide is named."""
+    with pytest.raises(ValueError, match=message):
+        layer_shapes(SimpleNamespace(**config), tp=tp)
+
+
+def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:
+    """The message has the model's type, what gave it away, and the way out."""
+    pytest.importorskip("transformers")
+    config = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}
+    with pytest.raises(ValueError, match=r"'mixtral', a mixture of experts \(.*num_local_experts = 4.*--layer"):
+        layer_shapes(folder(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**LLAMA, "model_type": "nemotron"}, "got 'nemotron'; pass its layers by hand"),
+        (
+            {**LLAMA, "intermediate_size": [8, 16]},
+            r"intermediate_size of 'llama' to be a positive integer, got \[8, 16\]",
+        ),
+    ],
+)
+def test_configs_of_another_make_are_refused(config: dict[str, object], message: str) -> None:
+    """Having the attributes is not enough: what has no gate, or layers of unequal sizes, is named and refused."""
+    with pytest.raises(ValueError, match=message):
+        layer_shapes(SimpleNamespace(**config))
+
+
+@pytest.mark.parametrize("kind", sorted(GATED_DENSE))
+def test_every_listed_type_builds_these_layers(kind: str) -> None:
+    """One decoder layer of each type, made by transformers on the meta device, has the computed dimensions."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if kind not in mapping:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 136}
+    if "2_vl" not in kind and "2_5_vl" not in kind:  # these have no head_dim of their own
+        sizes["head_dim"] = 24
+    config = mapping[kind](**sizes, num_hidden_layers=1, vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with torch.device("meta"):
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError:  # the text part of a multimodal model
+            model = transformers.AutoModel.from_config(config)
+    built = {
+        name.rpartition(".")[2]: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    }
+    found = shapes(layer_shapes(config))
+    hidden, (q, k, v) = found["qkv"]
+    gate, up = found["gate_up"][1]
+    merged = {"qkv_proj": (hidden, q + k + v), "gate_up_proj": (hidden, gate + up)}
+    expected = {
+        "q_proj": (hidden, q),
+        "k_proj": (hidden, k),
+        "v_proj": (hidden, v),
+        "o_proj": (found["o"][0], found["o"][1][0]),
+        "gate_proj": (hidden, gate),
+        "up_proj": (hidden, up),
+        "down_proj": (found["down"][0], found["down"][1][0]),
+        **merged,
+    }
+    assert built == {name: expected[name] for name in built}
+    assert {"o_proj", "down_proj"} < built.keys()
+
+
+def test_layers_by_hand() -> None:
+    """NAME:INPUT_DIM:WIDTH+WIDTH…"""
+    assert parse_layer("qkv:1024:2048+1024+1024") == QWEN3_EMBEDDING_0_6B[0]
+
+
+@pytest.mark.parametrize("text", ["qkv:1024", "qkv:1024:", ":8:8", "o:0:8", "o:8:8+-1", "o:8:1+1+1+1+1", "o:8:x"])
+def test_malformed_layers_are_refused(text: str) -> None:
+    """The message shows the form and what came."""
+    with pytest.raises(ValueError, match=r"NAME:INPUT_DIM:WIDTH\+WIDTH.* got " + repr(text).replace("+", r"\+")):
+        parse_layer(text)

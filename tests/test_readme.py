@@ -1,0 +1,62 @@
+"""The README's promises: its code runs, its commands parse, CI and bench find their blocks."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import shlex
+
+import pytest
+import torch
+
+from csgmv import cli, figures
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_two_commands_stand_under_set_up():
+    """.ci/run takes them from there: a newcomer types what CI runs."""
+    section = TEXT.split("\n## Set up\n")[1].split("\n## ")[0]
+    assert section.count("```bash\n") == len(blocks("bash")) == 2
+
+
+def test_the_example_runs():
+    """As printed on a GPU; elsewhere on the CPU, in fp16. The third sequence has no adapter and keeps its bits."""
+    (code,) = blocks("python")
+    if not torch.cuda.is_available():
+        code = code.replace('"cuda"', '"cpu"').replace("bfloat16", "float16")
+    head, call = code.rsplit("\nadd_lora", 1)
+    scope: dict[str, torch.Tensor] = {}
+    exec(head, scope)
+    before = scope["qkv"].clone()
+    exec("add_lora" + call, scope)
+    changed = (scope["qkv"] != before).any(dim=1).tolist()
+    assert changed == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ (csgmv .*?)(?:\s+#.*)?$|`(csgmv \w+ --\w.*?)`", TEXT, re.MULTILINE))
+def test_commands_parse(line):
+    """Every csgmv command of the README has options that exist."""
+    argv = shlex.split("".join(line).replace("\n", " "))[1:]
+    if argv[-1] == "--help":
+        return
+    assert isinstance(cli.parser().parse_args(argv), argparse.Namespace)
+
+
+def test_bench_finds_its_block():
+    """`--into README.md` has a place to write to."""
+    assert "| new |" in figures.between_markers(TEXT, "| new |")
+
+
+def test_every_module_is_on_the_map():
+    """A module that is added is put where its data flows."""
+    package = pathlib.Path(cli.__file__).parent
+    for module in (*package.glob("*.py"), *(folder for folder in package.iterdir() if folder.is_dir())):
+        if not module.name.startswith("_"):
+            assert module.name in TEXT, module.name

@@ -1,0 +1,231 @@
+"""What raw results must look like, and which of their rows is baked."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from csgmv import checks, records, rules
+from fabricated import BETTER, DEFAULT, document, finalist, record
+
+OTHER = [16, 64, 128, 1, 2, 8, 3, 96]
+REMOVED = object()
+
+
+def faults(content: dict[str, Any]) -> list[str]:
+    return records.faults(checks.parse(json.dumps(content)))
+
+
+def bent(path: str, value: Any) -> dict[str, Any]:
+    """A valid file with one value changed; the path is written as in the faults, without the leading dollar."""
+    content = copy.deepcopy(document())
+    *way, last = [int(step) if step.isdigit() else step for step in path.replace("[", ".").replace("]", "").split(".")]
+    holder: Any = content
+    for step in way:
+        holder = holder[step]
+    if value is REMOVED:
+        del holder[last]
+    else:
+        holder[last] = value
+    return content
+
+
+def the_result(**more: Any) -> records.Result:
+    content = document(record(**more))
+    assert not faults(content)
+    (result,) = records.results(content)
+    return result
+
+
+def test_a_valid_file_has_no_fault() -> None:
+    """Nor has one whose default cannot run, or whose every candidate failed."""
+    assert faults(document()) == []
+    assert faults(document(record(default_us=None), record(chunk_size=32, finalists=[]))) == []
+
+
+def test_results_hold_the_key_of_each_record() -> None:
+    """Shape and dtype from the head of the file, chunk size and bucket from the record."""
+    found = list(records.results(document(record(), record(chunk_size=64, segment_bucket=1, num_segments=1))))
+    assert [result.key for result in found] == [
+        rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8),
+        rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 64, 1),
+    ]
+    assert found[0].default == (tuple(DEFAULT), 30.0, 48)
+    assert found[0].finalists == ((tuple(BETTER), 20.0, 48),)
+    assert (found[0].gpu, found[0].triton, found[0].date) == ("NVIDIA H200", "3.6.0", "2026-11-23")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("schema", 2),
+        ("schema", True),
+        ("gpu", "NVIDIA\nH200"),
+        ("gpu", '"): __import__("os"),'),
+        ("gpu", ""),
+        ("triton", "3"),
+        ("triton", "3.6.0'"),
+        ("op", "matmul"),
+        ("op", ["shrink"]),
+        ("input_dim", 1024.0),
+        ("input_dim", 0),
+        ("slice_widths", [64]),
+        ("slice_widths", None),
+        ("max_rank", 300),
+        ("num_slices", 5),
+        ("dtype", "int8"),
+        ("fields", ["block_n", "block_m"]),
+        ("runs", []),
+        ("runs[0].date", "2026-13-01"),
+        ("runs[0].date", "20261123"),
+        ("runs[0].kernel_hash", "sha256:12"),
+        ("runs[0].l2", "a\tb"),
+        ("runs[0].l2", "\ud800"),
+        ("runs[0].sm_count", 0),
+        ("records", []),
+        ("records[0].run", 1),
+        ("records[0].run", -1),
+        ("records[0].chunk_size", True),
+        ("records[0].segment_bucket", 4),
+        ("records[0].default", [30.0]),
+        ("records[0].default.p50_us", 0),
+        ("records[0].default.p50_us", "30"),
+        ("records[0].default.samples", 2.5),
+        ("records[0].default.row", [64]),
+        ("records[0].default.row", [64, 16, 256, 1, 1, 4, 3, "None"]),
+        ("records[0].candidates[1]", [BETTER, 20.0, 12]),
+        ("records[0].candidates[1][2]", 0),
+        ("records[0].candidates[1][3]", 0),
+        ("records[0].finalists[0].row", [48, *BETTER[1:]]),
+        ("records[0].finalists[0].spills", None),
+        ("records[0].pruned", []),
+        ("records[0].pruned.why", 0),
+        ("records[0].failed.why", "often"),
+        ("records[0].accuracy.max_error", 0.02),
+        ("records[0].noise_us", -0.1),
+        ("records[0].noise_us", 10**400),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_path(path: str, value: Any) -> None:
+    """One fault, with the JSON path, what was expected and what came."""
+    (fault, *more) = faults(bent(path, value))
+    assert fault.startswith(f"$.{path}: ")
+    assert "expected " in fault
+    assert not more
+
+
+@pytest.mark.parametrize("path", ["triton", "runs", "runs[0].seed", "records[0].noise_us", "records[0].default.p20_us"])
+def test_a_missing_field_is_told(path: str) -> None:
+    """By its path."""
+    assert faults(bent(path, REMOVED)) == [f"$.{path}: missing"]
+
+
+def test_an_unknown_field_is_told() -> None:
+    """At any depth, in quotes where the name is no plain word."""
+    assert faults(bent("records[0].accuracy.worst", 1)) == ["$.records[0].accuracy.worst: unknown field"]
+    assert faults({**document(), "a b": 1}) == ["$['a b']: unknown field"]
+
+
+def test_every_fault_is_told() -> None:
+    """Not only the first: faults in the head, in runs and in two records come together."""
+    broken = document(record(noise_us=None), record(chunk_size=32, run=3, tokens="many"), gpu=7, dtype="int8")
+    broken["runs"][0]["seed"] = -1
+    paths = {fault.partition(": ")[0] for fault in faults(broken)}
+    assert paths == {
+        "$.gpu",
+        "$.dtype",
+        "$.runs[0].seed",
+        "$.records[0].noise_us",
+        "$.records[1].run",
+        "$.records[1].tokens",
+    }
+
+
+def test_quantiles_are_in_order() -> None:
+    """A 20th percentile above the median is a mistake of the tuner's."""
+    (fault,) = faults(bent("records[0].finalists[0].p20_us", 20.25))
+    assert fault.startswith("$.records[0].finalists[0]: expected p20_us <= p50_us <= p80_us")
+
+
+def test_a_key_stands_once_in_a_file() -> None:
+    """Else the last would win silently, as in tables with a key column dropped."""
+    (fault,) = faults(document(record(), record(chunk_size=32), record(tuned_us=5.0)))
+    assert fault.startswith("$.records[2]: chunk_size 16 and segment_bucket 8 stand at $.records[0] too")
+
+
+def test_a_row_is_a_finalist_once() -> None:
+    """Two times for one row leave open which counts."""
+    (fault,) = faults(document(record(finalists=[finalist(BETTER, 20.0), finalist(BETTER, 10.0)])))
+    assert fault.startswith("$.records[0].finalists[1].row: ")
+
+
+def test_a_record_without_any_time_is_a_fault() -> None:
+    """Neither default nor finalist: there is nothing to say about its key."""
+    (fault,) = faults(document(record(default_us=None, finalists=[])))
+    assert fault.startswith("$.records[0].finalists: expected one or more")
+
+
+@pytest.mark.parametrize("text", ["NaN", "[1, -Infinity]", "{", '{"a": 1,}', "", "\ufeff{}"])
+def test_what_is_not_json_is_refused(text: str) -> None:
+    """NaN and Infinity too, which Python's parser would let pass."""
+    with pytest.raises(ValueError, match=r"JSON|Expecting|BOM"):
+        checks.parse(text)
+
+
+def test_an_infinity_by_overflow_is_refused() -> None:
+    """1e999 is JSON, and parses to infinity."""
+    text = json.dumps(document()).replace('"noise_us": 0.12', '"noise_us": 1e999')
+    assert records.faults(checks.parse(text)) == [
+        "$.records[0].noise_us: expected a number from 0 up to 1e+09, got inf"
+    ]
+
+
+def test_a_name_given_twice_is_told() -> None:
+    """Parsers keep the last one silently."""
+    text = json.dumps(document()).replace('"noise_us": 0.12', '"noise_us": 0.1, "noise_us": 9.9')
+    assert records.faults(checks.parse(text)) == ["$.records[0].noise_us: given more than once"]
+
+
+@pytest.mark.parametrize("value", [None, [], 7, "text"])
+def test_a_file_that_holds_no_object_is_told(value: Any) -> None:
+    """With what it holds."""
+    assert records.faults(value) == [f"$: expected an object, got {value!r}"]
+
+
+def test_the_fastest_finalist_wins() -> None:
+    """Wherever it stands."""
+    result = the_result(finalists=[finalist(OTHER, 22.0), finalist(BETTER, 20.0)])
+    assert records.baked_row(result) == tuple(BETTER)
+
+
+def test_ties_within_the_noise_fall_to_the_first_row() -> None:
+    """Whichever of them was a hair faster in this run: the next run would say the reverse."""
+    one = the_result(finalists=[finalist(OTHER, 20.1), finalist(BETTER, 20.0)], noise_us=0.2)
+    two = the_result(finalists=[finalist(BETTER, 20.1), finalist(OTHER, 20.0)], noise_us=0.2)
+    assert records.baked_row(one) == records.baked_row(two) == tuple(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("tuned_us", "noise_us", "baked"),
+    [(29.8, 0.05, False), (29.6, 0.05, True), (29.0, 1.5, False), (28.0, 1.5, True), (31.0, 0.0, False)],
+)
+def test_a_row_is_baked_only_if_it_beats_the_default(tuned_us: float, noise_us: float, baked: bool) -> None:
+    """By more than the noise and more than 1 % of the default's time (30 µs); otherwise the table says None."""
+    assert records.baked_row(the_result(tuned_us=tuned_us, noise_us=noise_us)) == (tuple(BETTER) if baked else None)
+
+
+def test_where_the_default_cannot_run_the_winner_is_baked() -> None:
+    """Whatever its time: there is nothing to beat."""
+    result = the_result(default_us=None, tuned_us=99.0)
+    assert records.baked_row(result) == tuple(BETTER)
+    assert records.gain(result) == float("inf")
+
+
+def test_without_finalists_the_default_stays() -> None:
+    """Every candidate failed, and the default ran."""
+    result = the_result(finalists=[])
+    assert records.baked_row(result) is None
+    assert records.gain(result) == 0.0

@@ -1,0 +1,166 @@
+"""The rules that tuner, codegen and dispatch share."""
+
+from __future__ import annotations
+
+import pytest
+
+from csgmv import rules
+from csgmv.rules import Key
+
+SHRINK = Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
+EXPAND = Key("expand", 0, (2048, 8, 0), 48, 3, "float16", 32, 1)
+ROW = (64, 16, 256, 1, 1, 4, 3, None)
+H200 = rules.Limits(shared_memory=232448, programmatic_launch=True)
+
+
+@pytest.mark.parametrize(("segments", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (4097, 8192)])
+def test_segment_bucket_is_the_next_power_of_two(segments: int, bucket: int) -> None:
+    """A bucket holds its own number of segments, and a bucket's bucket is itself."""
+    assert rules.segment_bucket(segments) == bucket
+    assert rules.segment_bucket(bucket) == bucket
+
+
+@pytest.mark.parametrize("key", [SHRINK, EXPAND, Key("add_lora", 24, (7,), 12, 1, "float32", 128, 1)])
+def test_a_possible_key_has_no_fault(key: Key) -> None:
+    """Odd widths, a slice narrower than the rank, one of no width and a rank that is no power of two are possible."""
+    assert rules.key_fault(key) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        (SHRINK._replace(op="matmul"), "op"),
+        (SHRINK._replace(dtype="int8"), "dtype"),
+        (SHRINK._replace(max_rank=257), "max_rank"),
+        (SHRINK._replace(num_slices=5), "num_slices"),
+        (SHRINK._replace(input_dim=0), "input_dim"),
+        (SHRINK._replace(slice_widths=(64,)), "slice_widths"),
+        (SHRINK._replace(chunk_size=0), "chunk_size"),
+        (SHRINK._replace(segment_bucket=7), "segment_bucket"),
+        (EXPAND._replace(input_dim=64), "input_dim"),
+        (EXPAND._replace(slice_widths=(2048, 1024)), "slice_widths"),
+        (EXPAND._replace(slice_widths=(2048, -1, 8)), "slice_widths"),
+    ],
+)
+def test_an_impossible_key_is_told_by_its_field(key: Key, field: str) -> None:
+    """The fault names the field, what was expected and what came."""
+    fault = rules.key_fault(key)
+    assert fault is not None
+    assert fault.startswith(f"{field}: expected ")
+    assert ", got " in fault
+
+
+def test_every_fault_of_a_key_is_told() -> None:
+    """Not only the first."""
+    faults = list(rules.key_faults(SHRINK._replace(dtype="int8", max_rank=0, chunk_size=-1)))
+    assert [fault.partition(":")[0] for fault in faults] == ["dtype", "max_rank", "chunk_size"]
+
+
+def test_a_config_is_checked_value_by_value() -> None:
+    """A block of 48 is no power of two, true is no number of warps, 4 registers are too few; all three are told."""
+    assert rules.config_fault("shrink", ROW) is None
+    fault = rules.config_fault("shrink", (48, 16, 256, 1, 1, True, 3, 4))
+    assert fault is not None
+    assert [part.partition(":")[0] for part in fault.split("; ")] == ["block_m", "num_warps", "maxnreg"]
+
+
+def test_a_config_of_another_length_is_refused() -> None:
+    """With the names of the values it should have."""
+    fault = rules.config_fault("shrink", ROW[:-1])
+    assert fault is not None
+    assert "expected 8 values (block_m," in fault
+    assert fault.endswith("got 7")
+
+
+def test_the_row_of_add_lora_is_both_rows_and_the_overlap() -> None:
+    """Overlap is true or false, and nothing that equals one of them."""
+    joint = (*ROW, 64, 64, 16, 1, 4, 3, None)
+    assert rules.config_fault("add_lora", (*joint, True)) is None
+    assert rules.config_fault("add_lora", (*joint, 1)) == "overlap: expected true or false, got 1"
+
+
+def test_a_config_too_large_for_the_device_is_told() -> None:
+    """The default shrink tile fits an H200 three stages deep, and not in 32 KiB; overlap needs Hopper."""
+    small = rules.Limits(shared_memory=32 * 1024)
+    assert rules.resource_fault(ROW, SHRINK, H200) is None
+    fault = rules.resource_fault(ROW, SHRINK, small)
+    assert fault is not None
+    assert "shared memory" in fault
+    joint = (*ROW, 64, 64, 16, 1, 4, 3, None, True)
+    both = Key("add_lora", 1024, (64,), 64, 1, "bfloat16", 16, 8)
+    assert rules.resource_fault(joint, both, H200) is None
+    assert "dependent launch" in str(rules.resource_fault(joint, both, H200._replace(programmatic_launch=False)))
+
+
+def test_rows_have_a_fixed_order() -> None:
+    """None (the compiler chooses) comes before any number, so rows with and without it can be sorted."""
+    rows = [(16, 96), (16, None), (8, 255)]
+    assert sorted(rows, key=rules.row_order) == [(8, 255), (16, None), (16, 96)]
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [("3.10.0+cu130", (3, 10, 0)), ("3.6.0.post1", (3, 6, 0)), ("3.5rc2", (3, 5)), ("main", ())],
+)
+def test_versions_are_numbers(version: str, numbers: tuple[int, ...]) -> None:
+    """Local suffixes are dropped, and so is what comes after the first part that is no number."""
+    assert rules.version_numbers(version) == numbers
+
+
+def test_versions_are_as_near_as_their_numbers() -> None:
+    """To 3.9.0 the nearest is 3.10.0 and not 3.5.1; as text it would be the other way round."""
+    present = ["3.5.1", "4.0.0", "3.10.0", "3.9.0", "3.9.0+git1"]
+    assert rules.nearest_versions("3.9.0", present) == ["3.9.0", "3.9.0+git1", "3.10.0", "3.5.1", "4.0.0"]
+
+
+def test_of_two_versions_equally_far_the_newer_comes_first() -> None:
+    """3.7 before 3.5 where 3.6 is wanted."""
+    assert rules.nearest_versions("3.6.0", ["3.5.0", "3.7.0"]) == ["3.7.0", "3.5.0"]
+
+
+@pytest.mark.parametrize(
+    ("present", "served_by", "step"),
+    [
+        ([SHRINK, SHRINK._replace(dtype="float16")], SHRINK, "exact"),
+        (
+            [SHRINK._replace(dtype="float16"), SHRINK._replace(segment_bucket=4)],
+            SHRINK._replace(dtype="float16"),
+            "other 16-bit dtype (float16)",
+        ),
+        (
+            [SHRINK._replace(segment_bucket=64), SHRINK._replace(segment_bucket=4), SHRINK._replace(chunk_size=32)],
+            SHRINK._replace(segment_bucket=4),
+            "nearest segment bucket (4)",
+        ),
+        (
+            [SHRINK._replace(chunk_size=128), SHRINK._replace(chunk_size=32, segment_bucket=1)],
+            SHRINK._replace(chunk_size=32, segment_bucket=1),
+            "nearest chunk size (32)",
+        ),
+    ],
+)
+def test_the_nearest_row_serves(present: list[Key], served_by: Key, step: str) -> None:
+    """In the order: exact, the other 16-bit dtype, segment bucket, chunk size; whatever order they are listed in."""
+    assert rules.nearest(SHRINK, present, lambda _: True) == (served_by, step)
+    assert rules.nearest(SHRINK, present[::-1], lambda _: True) == (served_by, step)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SHRINK._replace(op="expand", input_dim=0, slice_widths=(8, 8, 8)),
+        SHRINK._replace(input_dim=2048),
+        SHRINK._replace(max_rank=32),
+        SHRINK._replace(num_slices=2),
+        SHRINK._replace(dtype="float32"),
+    ],
+)
+def test_other_kernels_do_not_serve(other: Key) -> None:
+    """Another operation, dimension, rank, number of slices, or float32 for 16 bits: none lends its row."""
+    assert rules.nearest(SHRINK, [other], lambda _: True) is None
+
+
+def test_a_row_that_does_not_fit_is_passed_over() -> None:
+    """The next nearest serves in its place."""
+    near, far = SHRINK._replace(segment_bucket=16), SHRINK._replace(segment_bucket=128)
+    assert rules.nearest(SHRINK, [near, far], lambda key: key != near) == (far, "nearest segment bucket (128)")

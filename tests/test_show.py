@@ -1,0 +1,98 @@
+"""`csgmv show`: counts, the rows that were asked for, and JSON, from whatever table there is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from csgmv import cli, dispatch, rules
+
+SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
+EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
+TABLE = {
+    ("NVIDIA H200", "3.10.0"): {tuple(SHRINK): (64, 32, 256, 1, 4, 4, 3, None), tuple(EXPAND): None},
+    ("NVIDIA H200", "3.5.1"): {tuple(SHRINK._replace(chunk_size=32)): (16, 16, 64, 1, 1, 2, 3, 128)},
+    ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None)},
+}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    monkeypatch.setattr(dispatch, "table", lambda: TABLE)
+
+
+def show(capsys, *argv: str) -> tuple[int, str]:
+    status = cli.main(["show", *argv])
+    return status, capsys.readouterr().out
+
+
+def test_counts_per_gpu_version_and_operation(capsys):
+    """Versions in the order of their numbers; keys whose default was the best count as keys, not as tuned."""
+    status, text = show(capsys)
+    assert status == 0
+    assert "4 keys" in text.splitlines()[0]
+    assert [line.split()[1:] for line in text.splitlines()[2:6]] == [
+        ["A10G", "3.6.0", "expand", "1", "1", "1"],
+        ["H200", "3.5.1", "shrink", "1", "1", "1"],
+        ["H200", "3.10.0", "expand", "1", "1", "0"],
+        ["H200", "3.10.0", "shrink", "1", "1", "1"],
+    ]
+
+
+def test_a_row_names_the_fields_that_differ_from_the_default(capsys):
+    """And says what the others are."""
+    _, text = show(capsys, "--op", "shrink", "--chunk-size", "16")
+    assert "shrink on NVIDIA H200, Triton 3.10.0" in text
+    row = next(line for line in text.splitlines() if line.lstrip().startswith("1024"))
+    assert row.split() == ["1024", "-", "64", "3", "bfloat16", "16", "5-8", "block_n=32", "split_k=4"]
+    assert (
+        "default: block_m=64 block_n=16 block_k=256 column_tiles=1 split_k=1 num_warps=4 num_stages=3 maxnreg=None"
+        in text
+    )
+    assert text.endswith("1 of 4 keys\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "rows"),
+    [
+        (["--all"], 4),
+        (["--gpu", "h200"], 3),
+        (["--triton", "3.5.1"], 1),
+        (["--op", "expand"], 2),
+        (["--input-dim", "1024"], 2),
+        (["--slice-widths", "2048", "1024", "1024"], 2),
+        (["--rank", "64"], 4),
+        (["--slices", "3", "--dtype", "bfloat16"], 4),
+        (["--segments", "7"], 3),
+        (["--segments", "1", "--gpu", "A10G"], 1),
+    ],
+)
+def test_every_option_selects(argv, rows, capsys):
+    """7 segments share the bucket of 8; several options must all hold."""
+    status, text = show(capsys, *argv, "--json")
+    assert status == 0
+    assert len(json.loads(text)["rows"]) == rows
+
+
+@pytest.mark.parametrize("argv", [["--rank", "8"], ["--rank", "8", "--json"], ["--dtype", "float32"]])
+def test_nothing_found_is_exit_status_1(argv, capsys):
+    """As with grep."""
+    assert show(capsys, *argv)[0] == 1
+
+
+def test_json_names_every_field(capsys):
+    """None where the default was the best."""
+    _, text = show(capsys, "--triton", "3.10.0", "--json")
+    expand, shrink = json.loads(text)["rows"]
+    assert expand["config"] is None
+    assert shrink["config"] == dict(zip(rules.FIELD_NAMES["shrink"], (64, 32, 256, 1, 4, 4, 3, None)))
+    assert (shrink["gpu"], shrink["input_dim"], shrink["slice_widths"]) == ("NVIDIA H200", 1024, [])
+
+
+def test_a_tree_without_a_table_is_told(monkeypatch, capsys):
+    """An uninstalled tree, or a wheel that was built without its hook."""
+    monkeypatch.setattr(dispatch, "table", dict)
+    status, text = show(capsys)
+    assert status == 1
+    assert ": 0 keys" in text

@@ -1,0 +1,86 @@
+"""`csgmv tune` turns its options into a plan and says plainly what it cannot do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from csgmv.models import LayerShape
+from csgmv.tuning import command
+from csgmv.tuning.tuner import Step, Summary
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 96,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 264,
+}
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, one line that says why and what does work."""
+    assert run("--layer", "o:96:48", "--rank", "12", "--out", str(tmp_path / "configs")) == 2
+    assert "needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "configs").exists()
+
+
+def test_dry_run_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its batch and the size of its space."""
+    options = ("--chunk-sizes", "16", "--tokens", "5", "300", "--dtype", "float16", "--dry-run")
+    assert run("--layer", "o:96:48+24", "--rank", "12", *options) == 0
+    output = capsys.readouterr().out
+    assert "add_lora 96 → 2·12 → 48+24, float16, chunk 16, bucket 8 (5 tokens, 5 adapters): " in output
+    assert "configs fit" in output
+    assert output.endswith("6 keys\n")
+
+
+def test_a_models_layers_for_several_tensor_parallel_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shape that two sizes share is tuned once; the options reach the tuner; the summary is printed."""
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    seen = {}
+
+    def tune(plan, folder, **options):  # type: ignore[no-untyped-def]
+        seen.update(plan=plan, folder=folder, **options)
+        for step in (Step(plan.tasks()[0], None, 1, 5),):
+            options["report"](step)
+        return Summary(tuned=3, fresh=2, failed=1, left=4)
+
+    monkeypatch.setattr(command, "tune", tune)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = ("--tp", "1", "2", "1", "--time-budget", "7.5", "--force", "--ops", "expand", "--adapters", "1", "3")
+    status = run(
+        "--model", str(tmp_path), "--layer", "mine:40:8", "--rank", "16", "--out", str(tmp_path / "c"), *options
+    )
+    plan = seen["plan"]
+    assert [layer.name for layer in plan.layers] == ["mine", *["qkv", "o", "gate_up", "down"] * 2]
+    assert LayerShape("qkv", 96, (48, 16, 16)) in plan.layers
+    assert (plan.max_rank, plan.ops, plan.adapters, plan.dtype) == (16, ["expand"], [1, 3], torch.bfloat16)
+    assert (seen["folder"], seen["time_budget"], seen["force"]) == (tmp_path / "c", 7.5, True)
+    assert status == 1
+    captured = capsys.readouterr()
+    assert "[1/5] expand   16 → 8, bfloat16" in captured.out
+    assert "no config works" in captured.out
+    assert "3 keys tuned" in captured.out
+    assert "4 keys are left" in captured.out
+    assert "1 keys have no config that works" in captured.err
+
+
+def test_something_to_tune_is_needed() -> None:
+    """Neither a model nor a layer is an error that names both options."""
+    with pytest.raises(ValueError, match="--model, --layer: expected one of them"):
+        run("--rank", "12")

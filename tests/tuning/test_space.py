@@ -1,0 +1,101 @@
+"""The space holds only configs that a device can run, enough of them, always in the same order."""
+
+from __future__ import annotations
+
+import pytest
+
+from csgmv import rules
+from csgmv.config import ExpandConfig, ShrinkConfig, to_row
+from csgmv.tuning import space
+from csgmv.tuning.plan import Task
+
+H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+SM86 = space.Device(rules.Limits(shared_memory=101376), sm_count=84)
+REFERENCE = {"shrink": 54, "expand": 120}  # candidates of the tuner of sglang's pull request
+
+
+def task(op: str, rank: int, chunk_size: int, tokens: int, segments: int, dtype: str = "bfloat16") -> Task:
+    widths = (1536, 256, 256) if op == "expand" else ()
+    dims = 0 if op == "expand" else 1536
+    key = rules.Key(op, dims, widths, rank, 3, dtype, chunk_size, rules.segment_bucket(segments))
+    return Task(key, tokens, min(tokens, 8), segments)
+
+
+TASKS = [
+    task(op, rank, chunk_size, tokens, segments, dtype)
+    for op in ("shrink", "expand")
+    for rank, chunk_size, tokens, segments, dtype in (
+        (1, 16, 1, 1, "bfloat16"),
+        (24, 32, 60, 8, "float16"),
+        (64, 128, 30720, 240, "bfloat16"),
+        (256, 64, 2048, 32, "float32"),
+        (12, 7, 2000, 300, "bfloat16"),
+    )
+]
+
+
+@pytest.mark.parametrize("device", [H200, SM86], ids=["h200", "sm_86"])
+@pytest.mark.parametrize("one", TASKS, ids=lambda t: f"{t.key.op}-r{t.key.max_rank}-c{t.key.chunk_size}")
+def test_whatever_is_proposed_fits_the_device(one: Task, device: space.Device) -> None:
+    """Shortlist and neighbours of all of it pass the resource predicate and the fields' own bounds."""
+    configs, pruned = space.shortlist(one, device, 20)
+    assert configs
+    assert all(count > 0 for count in pruned.values())
+    near = [other for config in configs[:5] for other in space.neighbours(config, one, device)]
+    for config in [*configs, *near]:
+        row = to_row(config)
+        assert rules.config_fault(one.key.op, row) is None
+        assert rules.resource_fault(row, one.key, device.limits) is None
+
+
+@pytest.mark.parametrize("op", ["shrink", "expand"])
+def test_the_space_is_larger_than_the_reference_tuners(op: str) -> None:
+    """Also at a small layer and on a device with little shared memory."""
+    one = task(op, 64, 16, 32, 8)
+    assert space.size(one.key, SM86.limits) >= REFERENCE[op]
+
+
+def test_an_add_lora_key_searches_both_parts() -> None:
+    """Its size is that of shrink and expand together."""
+    joint = rules.Key("add_lora", 1536, (1536, 256, 256), 64, 3, "bfloat16", 16, 8)
+    parts = [task(op, 64, 16, 32, 8).key for op in ("shrink", "expand")]
+    assert space.size(joint, H200.limits) == sum(space.size(part, H200.limits) for part in parts)
+
+
+def test_the_order_is_fixed() -> None:
+    """Two calls give the same list, and a shorter list is the beginning of the longer one."""
+    one = task("expand", 64, 64, 512, 8)
+    first, _ = space.shortlist(one, H200, 20)
+    again, _ = space.shortlist(one, H200, 20)
+    assert first == again
+    assert space.shortlist(one, H200, 7)[0] == first[:7]
+
+
+def test_every_tiling_is_proposed_once() -> None:
+    """What a shortlist varies are tilings, so that a few measurements see the breadth of the space."""
+    configs, _ = space.shortlist(task("shrink", 64, 128, 512, 8), H200, 40)
+    tilings = [(c.block_m, c.block_n, c.column_tiles, c.split_k) for c in configs if isinstance(c, ShrinkConfig)]
+    assert len(set(tilings)) == len(tilings) == 40
+
+
+def test_several_splits_of_k_are_proposed_where_few_programs_run() -> None:
+    """At decode a split_k of 1 cannot fill the GPU; at prefill most of the list has it."""
+    decode, _ = space.shortlist(task("shrink", 64, 16, 1, 1), H200, 20)
+    prefill, _ = space.shortlist(task("shrink", 64, 16, 30720, 1920), H200, 20)
+    assert len({config.split_k for config in decode if isinstance(config, ShrinkConfig)}) >= 6
+    assert sum(config.split_k == 1 for config in prefill if isinstance(config, ShrinkConfig)) >= 8
+
+
+def test_the_model_prefers_full_tiles_at_prefill_and_many_programs_at_decode() -> None:
+    """The two ends that a table is for: streaming, and latency."""
+    prefill, decode = task("expand", 64, 128, 30720, 240), task("expand", 64, 128, 8, 8)
+    wide, narrow = ExpandConfig(128, 128, 64, 4, 8, 2), ExpandConfig(128, 32, 64, 1, 4, 1)
+    assert space.predicted_us(wide, prefill, H200) < space.predicted_us(narrow, prefill, H200)
+    assert space.predicted_us(narrow, decode, H200) < space.predicted_us(wide, decode, H200)
+
+
+def test_no_default_where_none_fits() -> None:
+    """A device too small for any tile has no default row; a common one has."""
+    key = task("shrink", 64, 16, 8, 8).key
+    assert space.default_row(key, rules.Limits(shared_memory=16)) is None
+    assert space.default_row(key, SM86.limits) is not None

@@ -1,0 +1,216 @@
+"""A session finishes every key, keeps each as it goes, and goes on where an earlier one ended."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import torch
+
+from csgmv import checks, records, rules
+from csgmv.models import LayerShape
+from csgmv.tuning import tuner
+from csgmv.tuning.compile import Binary
+from csgmv.tuning.lab import Screening
+from csgmv.tuning.plan import Plan, Task, parts
+from csgmv.tuning.record import Archive, Run
+from csgmv.tuning.space import Device
+from csgmv.tuning.tuner import RemoteBench, Session, Step, schedule
+from csgmv.tuning.worker import Failure
+
+RUN = Run("9.0", 132, "580.10", "13.0", "2.11.0+cu130", "0.1.0", "sha256:" + "a" * 64, 0, "2026-11-23", "cold")
+DEVICE = Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+PLAN = Plan((LayerShape("o", 96, (48,)), LayerShape("down", 176, (48,))), 12, chunk_sizes=(16, 32), tokens=(3, 77))
+
+
+class Bench:
+    """A config's time is a hash of it; `broken` says which tasks' configs crash."""
+
+    def __init__(
+        self, broken: Callable[[rules.Key], bool] = lambda _: False, stop: Callable[[int], None] = lambda _: None
+    ):
+        self.broken, self.stop, self.screens = broken, stop, 0
+
+    def check(self, key: rules.Key, _: rules.Row) -> float:
+        """Right, unless the key is a broken one."""
+        if self.broken(key):
+            raise Failure("crashed with exit status -11")
+        return 0.0
+
+    def screen(self, _task: Task, row: rules.Row, _stop_above: float) -> Screening:
+        """The hash; `stop` may interrupt here."""
+        self.screens += 1
+        self.stop(self.screens)
+        return Screening(self._us(row), 3, False)
+
+    def race(self, _: Task, rows: Sequence[rules.Row], rounds: int) -> tuple[list[list[float]], int]:
+        """The hash, without noise."""
+        return [[self._us(row)] * rounds for row in rows], 8
+
+    @staticmethod
+    def _us(row: rules.Row) -> float:
+        return 5.0 + sum((value or 0) * (i + 7) % 13 for i, value in enumerate(row)) / 10
+
+
+def compiled(_: rules.Key, rows: Sequence[rules.Row]) -> dict[rules.Row, Future[Binary]]:
+    found = {}
+    for row in rows:
+        found[row] = Future[Binary]()
+        found[row].set_result(Binary(1024, 32, 0))
+    return found
+
+
+def archive(folder: Path) -> Archive:
+    return Archive(folder, "NVIDIA H200", "3.6.0", RUN)
+
+
+def session(folder: Path, bench: Bench, plan: Plan = PLAN, report: Callable[[Step], None] = lambda _: None) -> Session:
+    there = archive(folder)
+    return Session(schedule(plan.tasks(), there, DEVICE.limits), DEVICE, bench, compiled, there, report)
+
+
+def keys_on_disk(folder: Path) -> list[rules.Key]:
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        document = checks.parse(path.read_text())
+        assert records.faults(document) == []
+        found += [result.key for result in records.results(document)]
+    assert not list(folder.rglob("*.tmp"))
+    return found
+
+
+def test_every_key_is_tuned_and_reported_once(tmp_path: Path) -> None:
+    """All ops, layers and chunk sizes of a plan; progress counts up to the number of keys."""
+    steps: list[Step] = []
+    summary = session(tmp_path, Bench(), report=steps.append).run()
+    keys = [task.key for task in PLAN.tasks()]
+    assert Counter(keys_on_disk(tmp_path)) == Counter(keys)
+    assert summary == (len(keys), 0, 0, 0)
+    assert [step.done for step in steps] == list(range(1, len(keys) + 1))
+    assert {step.task.key for step in steps} == set(keys)
+    assert all(step.record is not None for step in steps)
+
+
+def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
+    """Unless it is told to measure all again."""
+    session(tmp_path, Bench()).run()
+    bench = Bench()
+    assert session(tmp_path, bench).run() == (0, len(PLAN.tasks()), 0, 0)
+    assert bench.screens == 0
+    forced = schedule(PLAN.tasks(), archive(tmp_path), DEVICE.limits, force=True)
+    assert len(forced.tasks) == len(PLAN.tasks())
+
+
+@pytest.mark.parametrize("after", [1, 50, 200])
+def test_an_interrupted_run_is_continued(tmp_path: Path, after: int) -> None:
+    """Ctrl-C at any moment leaves whole files; what they hold is not measured again, and the rest is."""
+
+    def interrupt(screens: int) -> None:
+        if screens == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session(tmp_path, Bench(stop=interrupt)).run()
+    before = keys_on_disk(tmp_path)
+    summary = session(tmp_path, Bench()).run()
+    assert summary.fresh == len(before)
+    assert summary.tuned == len(PLAN.tasks()) - len(before)
+    uninterrupted = tmp_path / "other"
+    session(uninterrupted, Bench()).run()
+    files = [path.relative_to(uninterrupted) for path in sorted(uninterrupted.rglob("*.json"))]
+    assert files
+    for path in files:
+        now, then = (checks.parse((folder / path).read_text()) for folder in (tmp_path, uninterrupted))
+        winners = [[records.winner(result) for result in records.results(document)] for document in (now, then)]
+        assert winners[0] == winners[1]
+
+
+def test_add_lora_alone_searches_its_parts_without_keeping_them(tmp_path: Path) -> None:
+    """The parts are not asked for, so no record of them is written; they are not counted either."""
+    plan = Plan(PLAN.layers, 12, chunk_sizes=(16,), tokens=(77,), ops=("add_lora",))
+    summary = session(tmp_path, Bench(), plan).run()
+    assert summary == (2, 0, 0, 0)
+    assert {key.op for key in keys_on_disk(tmp_path)} == {"add_lora"}
+
+
+def test_add_lora_takes_its_parts_from_earlier_records(tmp_path: Path) -> None:
+    """After a run for shrink and expand, only joint configs are timed."""
+    only = {"layers": PLAN.layers, "max_rank": 12, "chunk_sizes": (16,), "tokens": (77,)}
+    session(tmp_path, Bench(), Plan(**only, ops=("shrink", "expand"))).run()  # type: ignore[arg-type]
+    joint = Plan(**only, ops=("add_lora",))  # type: ignore[arg-type]
+    both = Plan(**only)  # type: ignore[arg-type]
+    agenda = schedule(both.tasks(), archive(tmp_path), DEVICE.limits)
+    assert [task.key.op for task in agenda.tasks] == ["add_lora"] * 2
+    assert {part for task in joint.tasks() for part in parts(task.key)} == set(agenda.known)
+    bench = Bench()
+    session(tmp_path, bench, both).run()
+    assert bench.screens < 2 * 25
+
+
+def test_a_key_without_a_working_config_is_told_and_left_out(tmp_path: Path) -> None:
+    """The others are tuned; an add_lora key whose part has nothing falls back on its default."""
+    steps: list[Step] = []
+    bench = Bench(broken=lambda key: key.op == "shrink" and key.input_dim == 96)
+    summary = session(tmp_path, bench, report=steps.append).run()
+    failed = {step.task.key for step in steps if step.record is None}
+    assert failed == {task.key for task in PLAN.tasks() if task.key.op == "shrink" and task.key.input_dim == 96}
+    assert summary.failed == len(failed)
+    assert summary.tuned == len(PLAN.tasks()) - len(failed)
+
+
+def test_the_time_budget_ends_a_run(tmp_path: Path) -> None:
+    """What was done until then is kept, what is left is counted, and no further key is begun."""
+    bench = Bench(stop=lambda _: time.sleep(0.002))
+    summary = session(tmp_path, bench).run(deadline=time.monotonic() + 0.5)
+    assert summary.left > 0
+    assert summary.tuned == len(keys_on_disk(tmp_path)) == len(PLAN.tasks()) - summary.left
+
+
+def test_a_config_is_checked_once_for_all_buckets() -> None:
+    """Right or wrong: the result does not depend on the number of segments."""
+    calls: list[str] = []
+
+    class Remote:
+        def call(self, method: str, _: rules.Key, row: rules.Row, **_limit: float) -> float:
+            """Answer for a worker."""
+            calls.append(method)
+            if row[0] == 32:
+                raise Failure("WrongResult: wrong result")
+            return 0.001
+
+    bench = RemoteBench(Remote())  # type: ignore[arg-type]
+    key = PLAN.tasks()[0].key
+    good, bad = (16, 16, 64, 1, 1, 4, 2, None), (32, 16, 64, 1, 1, 4, 2, None)
+    for bucket in (1, 8, 512):
+        assert bench.check(key._replace(segment_bucket=bucket), good) == 0.001
+        with pytest.raises(Failure, match="wrong result"):
+            bench.check(key._replace(segment_bucket=bucket), bad)
+    assert calls == ["check"] * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_tune_says_so(tmp_path: Path) -> None:
+    """And touches no file."""
+    with pytest.raises(RuntimeError, match="needs a GPU"):
+        tuner.tune(PLAN, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_small_layer_is_tuned_from_end_to_end(tmp_path: Path) -> None:
+    """On the GPU: compiled in other processes, checked, timed, and recorded with resources; nothing fails."""
+    plan = Plan((LayerShape("o", 192, (64, 32)),), 24, chunk_sizes=(16,), tokens=(40,))
+    summary = tuner.tune(plan, tmp_path, processes=4)
+    assert summary == (3, 0, 0, 0)
+    for path in tmp_path.rglob("*.json"):
+        document = checks.parse(path.read_text())
+        assert records.faults(document) == []
+        (record,) = document["records"]
+        assert record["default"] is not None
+        assert record["accuracy"]["max_error"] > 0
+        assert all(finalist["registers"] > 0 for finalist in record["finalists"])
+    assert tuner.tune(plan, tmp_path) == (0, 3, 0, 0)
