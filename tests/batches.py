@@ -1,4 +1,4 @@
-"""Batches for the kernels' tests: ragged, gathered, mixed in rank and scaling, with NaN wherever nothing may be read."""
+"""Batches for the kernels' tests: ragged, gathered, mixed in rank and scaling, NaN wherever nothing may be read."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Batch:
 
     @property
     def num_slices(self) -> int:
+        """1 to 4."""
         return len(self.slice_offsets) - 1
 
 

@@ -1,4 +1,4 @@
-"""The fallback, step by step: exact, other dtype, nearest bucket, nearest chunk size, other Triton versions, default."""
+"""The fallback, step by step: exact, other dtype, nearest bucket, chunk size, Triton version, built-in default."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from batches import make_batch
 
 import csgmv
+from batches import make_batch
 from csgmv import ExpandConfig, ShrinkConfig, dispatch, rules
 from csgmv.config import to_row
 
@@ -98,7 +98,16 @@ def test_keys_come_from_the_tensors_of_a_launch() -> None:
     segments = make_batch([8, 8], 8, 32, [8], 100).segments
     bucket = rules.segment_bucket(segments.num_segments)
     assert dispatch.shrink_key(32, 8, 3, torch.float16, segments) == ("shrink", 32, (), 8, 3, "float16", 16, bucket)
-    assert dispatch.expand_key((5, 3), 8, torch.bfloat16, segments) == ("expand", 0, (5, 3), 8, 2, "bfloat16", 16, bucket)
+    assert dispatch.expand_key((5, 3), 8, torch.bfloat16, segments) == (
+        "expand",
+        0,
+        (5, 3),
+        8,
+        2,
+        "bfloat16",
+        16,
+        bucket,
+    )
     key = dispatch.add_lora_key(32, (5, 3), 8, torch.float32, segments)
     assert key == ("add_lora", 32, (5, 3), 8, 2, "float32", 16, bucket)
     assert rules.key_fault(key) is None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import DEVICE, DTYPES, Batch, assert_close, make_batch
 
+from batches import DEVICE, DTYPES, Batch, assert_close, make_batch
 from csgmv import ExpandConfig, Segments, lora_expand, reference
 
 CONFIGS = {
@@ -16,7 +16,9 @@ CONFIGS = {
 }
 BATCHES = {
     "mixed ranks, one empty slot": dict(ranks=[8, 3, 0, 16], max_rank=16, widths=[64, 32, 32], num_tokens=37),
-    "uneven slices, one of no width": dict(ranks=[12, 5, 24], max_rank=24, widths=[40, 0, 7, 9], num_tokens=29, extra=3),
+    "uneven slices, one of no width": dict(
+        ranks=[12, 5, 24], max_rank=24, widths=[40, 0, 7, 9], num_tokens=29, extra=3
+    ),
     "full rank": dict(ranks=[64, 64], max_rank=64, widths=[128], num_tokens=70, chunk_size=64, extra=8),
     "rank one": dict(ranks=[1], max_rank=1, widths=[5], num_tokens=9, chunk_size=5),
     "padded, slices narrower than the rank": dict(
@@ -87,7 +89,10 @@ def test_batches_without_work() -> None:
     h, b = base.new_ones(6, 4), base.new_ones(1, 16, 4)
     assert lora_expand(h, b, none, (0, 16), base) is base
     assert lora_expand(h, b[:, :0], some, (0, 0), base) is base
-    assert lora_expand(h[:0], b, Segments.from_tokens([], [4], [1.0], device=DEVICE), (0, 16), base[:0]).shape == (0, 16)
+    assert lora_expand(h[:0], b, Segments.from_tokens([], [4], [1.0], device=DEVICE), (0, 16), base[:0]).shape == (
+        0,
+        16,
+    )
     assert torch.equal(base, before)
 
 
@@ -96,7 +101,11 @@ def test_errors_name_the_argument() -> None:
     batch = make_batch([4], 4, 32, [8, 4], 8)
     h, b, segments, base = some_h(batch), batch.lora_b, batch.segments, batch.base_output
     cases = [
-        (TypeError, "slice_offsets: expected a sequence of host integers", (h, b, segments, torch.tensor([0, 12]), base)),
+        (
+            TypeError,
+            "slice_offsets: expected a sequence of host integers",
+            (h, b, segments, torch.tensor([0, 12]), base),
+        ),
         (ValueError, r"slice_offsets: expected 2 to 5 offsets, got \[0\]", (h, b, segments, (0,), base)),
         (ValueError, r"slice_offsets: expected to rise from 0 to output_dim 12", (h, b, segments, (0, 8, 11), base)),
         (ValueError, r"slice_offsets: expected to rise from 0", (h, b, segments, (0, 14, 12), base)),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import DEVICE, DTYPES, Batch, assert_close, make_batch
 
+from batches import DEVICE, DTYPES, Batch, assert_close, make_batch
 from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, lora_expand, lora_shrink, reference
 
 ONE_PASS = ShrinkConfig(block_m=16, block_n=32, block_k=32, column_tiles=2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import DEVICE, DTYPES, Batch, assert_close, make_batch, poisoned
 
+from batches import DEVICE, DTYPES, Batch, assert_close, make_batch, poisoned
 from csgmv import Segments, ShrinkConfig, lora_shrink, reference
 
 CONFIGS = {
@@ -16,7 +16,9 @@ CONFIGS = {
     "split finer than steps": ShrinkConfig(block_m=16, block_n=64, block_k=64, split_k=16),
 }
 BATCHES = {
-    "mixed ranks, one empty slot": dict(ranks=[8, 3, 0, 16], max_rank=16, input_dim=64, widths=[8, 8, 8], num_tokens=37),
+    "mixed ranks, one empty slot": dict(
+        ranks=[8, 3, 0, 16], max_rank=16, input_dim=64, widths=[8, 8, 8], num_tokens=37
+    ),
     "odd dimensions": dict(ranks=[12, 5, 24], max_rank=24, input_dim=101, widths=[4, 0, 7, 9], num_tokens=29, extra=3),
     "full rank": dict(ranks=[32, 32], max_rank=32, input_dim=96, widths=[8], num_tokens=70, chunk_size=64),
     "rank one": dict(ranks=[1], max_rank=1, input_dim=17, widths=[5, 6], num_tokens=9, chunk_size=5),

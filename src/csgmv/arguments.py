@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -72,7 +73,9 @@ def check_lora_a(lora_a: Any, x: Any, num_slices: int) -> int:
         raise ValueError(f"num_slices: expected 1 to {rules.MAX_SLICES}, got {num_slices}")
     _, rows, input_dim = lora_a.shape
     if input_dim != x.shape[1] or input_dim == 0:
-        raise ValueError(f"lora_a: expected input_dim {x.shape[1]} as x has (and not 0), got shape {list(lora_a.shape)}")
+        raise ValueError(
+            f"lora_a: expected input_dim {x.shape[1]} as x has (and not 0), got shape {list(lora_a.shape)}"
+        )
     if rows % num_slices:
         raise ValueError(f"lora_a: expected num_slices · max_rank rows with num_slices {num_slices}, got {rows}")
     _check_rank("lora_a", rows // num_slices)
@@ -92,11 +95,13 @@ def check_slice_offsets(slice_offsets: Sequence[int], output_dim: int) -> tuple[
     """0 = o0 <= o1 <= ... = output_dim, one to four slices; returns the slices' widths."""
     if isinstance(slice_offsets, torch.Tensor):
         raise TypeError("slice_offsets: expected a sequence of host integers, got a torch.Tensor")
-    widths = tuple(b - a for a, b in zip(slice_offsets, slice_offsets[1:]))
+    widths = tuple(end - start for start, end in itertools.pairwise(slice_offsets))
     if not 1 <= len(widths) <= rules.MAX_SLICES:
         raise ValueError(f"slice_offsets: expected 2 to {rules.MAX_SLICES + 1} offsets, got {list(slice_offsets)}")
     if slice_offsets[0] != 0 or slice_offsets[-1] != output_dim or min(widths) < 0:
-        raise ValueError(f"slice_offsets: expected to rise from 0 to output_dim {output_dim}, got {list(slice_offsets)}")
+        raise ValueError(
+            f"slice_offsets: expected to rise from 0 to output_dim {output_dim}, got {list(slice_offsets)}"
+        )
     return widths
 
 

@@ -137,7 +137,8 @@ def default_config(key: rules.Key, limits: rules.Limits) -> Config:
     """
     if key.op == "add_lora":
         shrink, expand = (default_config(key._replace(op=op), limits) for op in ("shrink", "expand"))
-        assert isinstance(shrink, ShrinkConfig) and isinstance(expand, ExpandConfig)
+        assert isinstance(shrink, ShrinkConfig)
+        assert isinstance(expand, ExpandConfig)
         return AddLoraConfig(shrink, expand)
     for config in _smaller(_CLASSES[key.op]()):
         if rules.resource_fault(to_row(config), key, limits) is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,7 +17,9 @@ from csgmv.config import Config, default_config, from_row
 from csgmv.rules import Key
 from csgmv.segments import Segments
 
-Table = Mapping[tuple[str, str], Mapping[tuple[object, ...], "rules.Row | None"]]
+# A generated key is a plain tuple: the fields of Key, in their order.
+_Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]
+Table = Mapping[tuple[str, str], Mapping[_Fields, "rules.Row | None"]]
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
@@ -85,7 +87,7 @@ def device_limits(device: torch.device) -> rules.Limits:
     """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
     if device.type != "cuda":
         return _INTERPRETER_LIMITS
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub leaves most of them out
     return rules.Limits(
         shared_memory=properties.shared_memory_per_block_optin,
         registers=properties.regs_per_multiprocessor,
@@ -102,8 +104,8 @@ def target(device: torch.device) -> Target:
     """
     if device.type == "cuda":
         return Target(torch.cuda.get_device_name(device), triton.__version__, device_limits(device))
-    best = max(table(), key=lambda head: (len(table()[head]), head), default=("", triton.__version__))
-    return Target(*best, device_limits(device))
+    gpu, version = max(table(), key=lambda head: (len(table()[head]), head), default=("", triton.__version__))
+    return Target(gpu, version, device_limits(device))
 
 
 def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
@@ -112,18 +114,20 @@ def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
     for version in versions:
         rows = rows_of[where.gpu, version]
 
-        def usable(other: Key, rows: Mapping[tuple[object, ...], rules.Row | None] = rows) -> bool:
+        def usable(other: Key, rows: Mapping[_Fields, rules.Row | None] = rows) -> bool:
             row = rows[other]
             return row is None or rules.resource_fault(row, key, where.limits) is None
 
-        found = rules.nearest(key, map(Key._make, rows), usable)  # type: ignore[arg-type]
+        found = rules.nearest(key, map(Key._make, rows), usable)
         if found:
             source, step = found
             row = rows[source]
             if version != where.triton:
                 step = f"Triton {version}, {step}"
             if row is None:
-                return Choice(default_config(key, where.limits), f"{step}: the default was measured best", source, version)
+                return Choice(
+                    default_config(key, where.limits), f"{step}: the default was measured best", source, version
+                )
             return Choice(from_row(key.op, row), step, source, version)
     return Choice(default_config(key, where.limits), "default", None, None)
 

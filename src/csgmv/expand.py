@@ -6,6 +6,7 @@ from memory mostly is base_output, so each tile's weights and base are on their 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -18,32 +19,45 @@ from csgmv.segments import Segments
 
 
 @triton.jit
-def _load_h(h_row, k, rank, split_stride, live, FULL: tl.constexpr, SPLITS: tl.constexpr, dtype: tl.constexpr):
+def _up_to_rank(k, rank, MAX_RANK: tl.constexpr):
+    """Which ranks to load for an adapter that has fewer than MAX_RANK: whole groups of 8, so that the mask does not
+    break 16-byte accesses. What they hold past the adapter's own rank may be NaN: it is to be replaced by zero.
+    """
+    return k < (tl.cdiv(rank, 8) * 8 if MAX_RANK % 8 == 0 else rank)
+
+
+@triton.jit
+def _load_h(
+    h_row,
+    k,
+    rank,
+    split_stride,
+    live,
+    FULL: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    dtype: tl.constexpr,
+):
     """h's tile [BLOCK_M, BLOCK_K], zero beyond rank; float32 partials are summed in their order, then rounded once."""
-    mask = live if FULL else live & (k < rank)[None, :]
+    mask = live if FULL else live & _up_to_rank(k, rank, MAX_RANK)[None, :]
     pointers = h_row + k[None, :]
     total = tl.load(pointers, mask=mask, other=0.0)
     # Not static_range: then each partial would go through shared memory into the dot's layout before it is added.
     for _ in tl.range(1, SPLITS, num_stages=1):
         pointers += split_stride
         total += tl.load(pointers, mask=mask, other=0.0)
-    return total.to(dtype)
+    return (total if FULL else tl.where((k < rank)[None, :], total, 0.0)).to(dtype)
 
 
 @triton.jit
-def _load_b(
-    b_slice, column, k, rank, width, FULL: tl.constexpr, MAX_RANK: tl.constexpr, EVEN_N: tl.constexpr
-):
+def _load_b(b_slice, column, k, rank, width, FULL: tl.constexpr, MAX_RANK: tl.constexpr, EVEN_N: tl.constexpr):
     """B's tile [BLOCK_K, BLOCK_N], zero beyond rank; columns past the slice repeat its last one."""
     b_row = (column if EVEN_N else tl.minimum(column, width - 1)).to(tl.int64)
     pointers = b_slice + b_row[None, :] * MAX_RANK + k[:, None]
     if FULL:
         tile = tl.load(pointers)
     else:
-        # Whole groups of 8 are loaded, so that the mask does not break 16-byte accesses; what they hold past the
-        # adapter's rank may be NaN, so it is replaced, not multiplied by zero.
-        loaded = tl.cdiv(rank, 8) * 8 if MAX_RANK % 8 == 0 else rank
-        tile = tl.load(pointers, mask=(k < loaded)[:, None], other=0.0)
+        tile = tl.load(pointers, mask=_up_to_rank(k, rank, MAX_RANK)[:, None], other=0.0)
         tile = tl.where((k < rank)[:, None], tile, 0.0)
     return tile
 
@@ -101,7 +115,7 @@ def _expand_tiles(
         base_tile = _load_base(base_row, column, live, width, EVEN_N)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        h_tile = _load_h(h_row, k, rank, split_stride, live, FULL, SPLITS, dtype)
+        h_tile = _load_h(h_row, k, rank, split_stride, live, FULL, MAX_RANK, SPLITS, dtype)
         for _ in tl.range(1, tiles):
             next_b = _load_b(b_slice, column + BLOCK_N, k, rank, width, FULL, MAX_RANK, EVEN_N)
             next_base = _load_base(base_row, column + BLOCK_N, live, width, EVEN_N)
@@ -119,7 +133,7 @@ def _expand_tiles(
             base_tile = _load_base(base_row, column, live, width, EVEN_N)
             delta = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for step in tl.range(0, tl.cdiv(rank, BLOCK_K)):
-                h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, live, FULL, SPLITS, dtype)
+                h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, live, FULL, MAX_RANK, SPLITS, dtype)
                 b_tile = _load_b(b_slice, column, step * BLOCK_K + k, rank, width, FULL, MAX_RANK, EVEN_N)
                 delta = tl.dot(h_tile, b_tile, delta, input_precision="ieee")
             _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
@@ -221,7 +235,7 @@ def launch_expand(
 ) -> None:
     """Start the expand kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
     max_rank = lora_b.shape[2]
-    widths = [b - a for a, b in zip(slice_offsets, slice_offsets[1:])]
+    widths = [end - start for start, end in itertools.pairwise(slice_offsets)]
     block_m = launch.row_tile(config.block_m, segments.chunk_size)
     row_tiles = -(-segments.chunk_size // block_m)
     run = config.block_n * config.column_tiles
@@ -275,8 +289,8 @@ def lora_expand(
     Products are accumulated, scaled and added to the base in float32, then rounded once.
 
     Args:
-        h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; fp16, bf16 or fp32, contiguous. Columns past
-            an adapter's own rank are never used.
+        h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; fp16, bf16 or fp32, contiguous. Columns
+            past an adapter's own rank are never used.
         lora_b: [num_loras, output_dim, max_rank], h's dtype, contiguous. Columns past an adapter's own rank are never
             used.
         segments: which rows belong to which adapter.
@@ -300,9 +314,10 @@ def lora_expand(
     arguments.check_segments(segments, h)
     if segments.num_segments == 0 or h.shape[0] == 0 or slice_offsets[-1] == 0:
         return base_output
-    if config is None:
+    chosen: object = config
+    if chosen is None:
         key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
-        config = dispatch.choose(key, h.device).config  # type: ignore[assignment]
-    config = arguments.check_config(config, ExpandConfig)
+        chosen = dispatch.choose(key, h.device).config
+    config = arguments.check_config(chosen, ExpandConfig)
     launch_expand(h, lora_b, base_output, segments, slice_offsets, config, padded=padded, staged=False)
     return base_output

@@ -63,10 +63,11 @@ def add_lora(
     arguments.check_segments(segments, x)
     if segments.num_segments == 0 or x.shape[0] == 0 or slice_offsets[-1] == 0:
         return base_output
-    if config is None:
+    chosen: object = config
+    if chosen is None:
         key = dispatch.add_lora_key(x.shape[1], widths, max_rank, x.dtype, segments)
-        config = dispatch.choose(key, x.device).config  # type: ignore[assignment]
-    config = arguments.check_config(config, AddLoraConfig)
+        chosen = dispatch.choose(key, x.device).config
+    config = arguments.check_config(chosen, AddLoraConfig)
     splits = config.shrink.split_k
     stage = torch.empty(
         (splits, segments.permutation.shape[0], num_slices * max_rank),
@@ -74,9 +75,7 @@ def add_lora(
         device=x.device,
     )
     overlap = config.overlap and not launch.INTERPRETED
-    launch_shrink(
-        x, lora_a, stage, segments, num_slices, config.shrink, padded=padded, staged=True, signal=overlap
-    )
+    launch_shrink(x, lora_a, stage, segments, num_slices, config.shrink, padded=padded, staged=True, signal=overlap)
     launch_expand(
         stage, lora_b, base_output, segments, slice_offsets, config.expand, padded=True, staged=True, overlap=overlap
     )

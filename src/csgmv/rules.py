@@ -172,10 +172,9 @@ def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
 
 def _expand_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
     depth = min(row["block_k"], max(16, segment_bucket(key.max_rank)))
-    stages = row["num_stages"] if row["column_tiles"] > 1 or depth < key.max_rank else 1
     rows = _tile(row["block_m"], key.chunk_size)
-    operands = (stages * row["block_n"] + rows) * depth * itemsize
-    return max(operands, rows * row["block_n"] * 4)
+    stages = row["num_stages"] if depth < key.max_rank else 1  # the whole rank at once is not pipelined through it
+    return max(stages * (row["block_n"] + rows) * depth * itemsize, rows * row["block_n"] * itemsize)
 
 
 def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> str | None:

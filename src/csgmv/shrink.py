@@ -1,8 +1,8 @@
 """Shrink: h = x @ A[adapter].T for every row of every segment.
 
 A program computes one tile of rows of one segment, against one or several tiles of columns, over one part of
-input_dim. Out-of-range rows and columns are not masked but repeat the last valid one, and are dropped when the result is
-stored: the loads of the main loop carry no masks, so they compile to 16-byte asynchronous copies.
+input_dim. Out-of-range rows and columns are not masked but repeat the last valid one, and are dropped when the result
+is stored: the loads of the main loop carry no masks, so they compile to 16-byte asynchronous copies.
 """
 
 from __future__ import annotations
@@ -260,14 +260,17 @@ def lora_shrink(
         arguments.check_dense("out", out, shape, like=x)
     if segments.num_segments == 0 or x.shape[0] == 0:
         return out
-    if config is None:
+    chosen: object = config
+    if chosen is None:
         key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
-        config = dispatch.choose(key, x.device).config  # type: ignore[assignment]
-    config = arguments.check_config(config, ShrinkConfig)
+        chosen = dispatch.choose(key, x.device).config
+    config = arguments.check_config(chosen, ShrinkConfig)
     if config.split_k == 1:
         launch_shrink(x, lora_a, out, segments, num_slices, config, padded=padded, staged=False)
         return out
-    partials = torch.empty((config.split_k, segments.permutation.shape[0], shape[1]), dtype=torch.float32, device=x.device)
+    partials = torch.empty(
+        (config.split_k, segments.permutation.shape[0], shape[1]), dtype=torch.float32, device=x.device
+    )
     launch_shrink(x, lora_a, partials, segments, num_slices, config, padded=padded, staged=True)
     block_m = launch.row_tile(16, segments.chunk_size)
     row_tiles = -(-segments.chunk_size // block_m)

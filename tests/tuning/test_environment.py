@@ -13,7 +13,7 @@ SOURCE = '"""A kernel."""\n\n\ndef f(x):\n    """Add one."""\n    return x + 1  
 
 def folder(path: Path, source: str) -> Path:
     path.mkdir()
-    for name in ("shrink", "expand", "add_lora", "launch"):
+    for name in ("shrink", "expand", "layer", "launch"):
         (path / f"{name}.py").write_text(source if name == "expand" else SOURCE)
     return path
 

@@ -70,7 +70,7 @@ def test_screening_and_race_agree(op: str) -> None:
     lab.check(task.key, row)
     screening = lab.screen(task, row, float("inf"))
     (first, second), launches = lab.race(task, [row, row], 9)
-    assert launches == measure.MOST_COPIES
+    assert 2 <= launches <= measure.MOST_COPIES
     median = sorted(first)[4]
     assert sorted(second)[4] == pytest.approx(median, rel=0.05)
     assert screening.p50_us == pytest.approx(median, rel=0.2)

@@ -14,9 +14,9 @@ from csgmv.tuning import space
 from csgmv.tuning.compile import Binary
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Task, parts
-from csgmv.tuning.record import Record
 from csgmv.tuning.race import FINALISTS
 from csgmv.tuning.ranking import order
+from csgmv.tuning.record import Record
 from csgmv.tuning.search import FIRST, Shared, search
 from csgmv.tuning.worker import Failure
 

@@ -27,8 +27,8 @@ from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Record
 from csgmv.tuning.worker import Failure
 
-FIRST = {"shrink": 8, "expand": 7}  # tilings that a key has compiled
-STEPS = (6, 4)  # neighbours that it has compiled, in each of two rounds
+FIRST = {"shrink": 10, "expand": 9}  # tilings that a key has compiled
+STEPS = (8, 6)  # neighbours that it has compiled, in each of two rounds
 NEIGHBOURS_OF = 2  # the best so many configs
 BORROWED = 24  # configs compiled for other segment buckets that it screens, at each stage
 SPLITS = 3  # joint configs: the best shrink for each of so many values of split_k
@@ -114,8 +114,8 @@ class _Hunt:
             assert isinstance(expand, ExpandConfig)
             by_tiling.setdefault((expand.block_m, expand.block_n, expand.column_tiles), expand)
         leaders, expand_parts = [configs[0] for configs in by_split.values()], list(by_tiling.values())
-        fastest = min((times.p50_us for part in (shrinks, expands) for times in part.screened.values()), default=0.0)
-        overlap = self._device.limits.programmatic_launch and fastest < SHORT_US
+        together = sum(part.screened[part.best()[0]].p50_us for part in (shrinks, expands) if part.screened)
+        overlap = self._device.limits.programmatic_launch and together < SHORT_US
         joint = [AddLoraConfig(s, e, overlap) for e in expand_parts[:1] for s in leaders[:SPLITS]]
         joint += [AddLoraConfig(s, e, overlap) for e in expand_parts[1:2] for s in leaders[:1]]
         yield from self._screen([*self._default(), *self._possible(joint), *self._borrowed()])

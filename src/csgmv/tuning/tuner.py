@@ -18,9 +18,9 @@ from csgmv.tuning.compile import Binary, CompileFarm, outcome
 from csgmv.tuning.environment import current_run
 from csgmv.tuning.lab import Screening, open_lab
 from csgmv.tuning.plan import Plan, Task, parts
-from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.race import Bench
 from csgmv.tuning.ranking import Ranking
+from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.search import Search, Shared, search
 from csgmv.tuning.space import Device, default_row
 from csgmv.tuning.worker import Failure, Worker

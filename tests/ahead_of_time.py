@@ -1,0 +1,75 @@
+"""Compiles the kernels for a GPU that need not be there, and tells what became of their memory accesses.
+
+Run as a program, in a process of its own, since the tests' process interprets kernels where there is no GPU:
+
+    python tests/ahead_of_time.py '[["shrink", {"BLOCK_M": 64, …}, {"num_warps": 4}], …]'
+
+prints for each kernel, as JSON: how many global accesses of each width its PTX has, its shared memory, and the
+registers and spilled bytes that ptxas reports.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from csgmv import expand, shrink
+
+ACCESS = re.compile(r"\b(cp\.async\.c[ag]\.shared\.global|(?:ld|st)\.global[\w.:]*)([^;\n]*)")
+INDICES = ("permutation", "seg_indptr", "weight_indices", "lora_ranks")
+KERNELS = {"shrink": shrink._shrink_kernel, "expand": expand._expand_kernel}
+
+
+def _bytes(instruction: str, operands: str) -> int:
+    """How many bytes one thread moves by one access."""
+    if instruction.startswith("cp.async"):
+        return int(operands.split(",")[2], 0)
+    vector = re.search(r"\.v(\d)", instruction)
+    scalar = re.search(r"\.[bfsu](\d+)$", instruction)
+    assert scalar, instruction
+    return (int(vector[1]) if vector else 1) * int(scalar[1]) // 8
+
+
+def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) -> dict:
+    """One kernel with all pointers 16-byte aligned and all sizes multiples of 16, as real layers have them."""
+    kernel = KERNELS[name]
+    h_type = constants.pop("h", "*bf16")
+    signature, attributes = {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+            continue
+        pointers = {"x": "*bf16", "lora_a": "*bf16", "lora_b": "*bf16", "base_output": "*bf16", "h": h_type}
+        pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
+        signature[argument] = pointers.get(argument, "i32")
+        if argument not in ("row_tiles", "split_k", "column_programs"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    widths = collections.Counter(
+        f"{kind[:2]} {_bytes(kind, operands)}" for kind, operands in ACCESS.findall(compiled.asm["ptx"])
+    )
+    return {"accesses": widths, "shared": compiled.metadata.shared, **_resources(compiled.asm["cubin"])}
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", shown)[-1]
+    return {"registers": int(registers), "stack": int(stack)}
+
+
+if __name__ == "__main__":
+    print(json.dumps([compile_kernel(*case) for case in json.loads(sys.argv[1])]))

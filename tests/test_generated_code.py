@@ -1,0 +1,105 @@
+"""What Triton makes of the kernels for an H200, compiled without one: wide accesses, and the resources that rules guess."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from csgmv import rules
+from csgmv.config import ExpandConfig, ShrinkConfig, to_row
+
+HERE = pathlib.Path(__file__).parent
+LIMITS = rules.Limits(232_448, programmatic_launch=True)
+
+
+def shrink_case(config: ShrinkConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
+    """A shrink kernel as `launch_shrink` would compile it."""
+    constants = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, **constants}
+    constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
+    return ["shrink", {**constants, **blocks(config)}, options(config)]
+
+
+def expand_case(config: ExpandConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
+    """An expand kernel as `launch_expand` would compile it."""
+    constants = {"PADDED": True, "STAGED": True, "OVERLAP": False, "EVEN_N": True, "SPLITS": 1, **constants}
+    constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
+    return ["expand", {**constants, **blocks(config)}, options(config)]
+
+
+def blocks(config: ShrinkConfig | ExpandConfig) -> dict[str, int]:
+    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+
+
+def options(config: ShrinkConfig | ExpandConfig) -> dict[str, int]:
+    chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return chosen if config.maxnreg is None else {**chosen, "maxnreg": config.maxnreg}
+
+
+def compiled(cases: list[list]) -> list[dict]:
+    """Compiles in a process in which Triton does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, str(HERE / "ahead_of_time.py"), json.dumps(cases)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+PREFILL_SHRINK = ShrinkConfig(block_m=128, block_n=64, block_k=64, column_tiles=3, num_warps=8, num_stages=4)
+DECODE_SHRINK = ShrinkConfig(block_m=16, block_n=32, block_k=128, split_k=8, num_warps=4, num_stages=2)
+PREFILL_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=8, num_stages=2, maxnreg=160)
+DECODE_EXPAND = ExpandConfig(16, 64, 32, column_tiles=2, num_warps=4, num_stages=2)
+
+
+def test_accesses_are_sixteen_bytes_wide() -> None:
+    """Tiles of x, A, B, h and base move 16 bytes at a time; only indices, ranks and scalings take 4-byte loads.
+
+    A run-time stride that the compiler does not know to be a multiple of 8, or a mask an element, breaks them up: then
+    2-byte accesses appear.
+    """
+    uneven = expand_case(PREFILL_EXPAND, EVEN_N=False)
+    partials = expand_case(DECODE_EXPAND, max_rank=32, SPLITS=8, h="*fp32", OVERLAP=True)
+    cases = [shrink_case(PREFILL_SHRINK), expand_case(PREFILL_EXPAND), uneven, partials]
+    for case, code in zip(cases, compiled(cases)):
+        accesses = code["accesses"]
+        assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
+        assert accesses.get("cp 16", 0) + accesses.get("ld 16", 0) >= 4, (case, accesses)
+        assert accesses.get("st 16", 0) >= 1, (case, accesses)
+        assert code["stack"] == 0, (case, code)
+    stored = [code["accesses"] for code in compiled([expand_case(PREFILL_EXPAND)])][0]
+    assert {kind for kind in stored if kind.startswith("st")} == {"st 16"}
+
+
+def test_shared_memory_is_what_the_rules_estimate() -> None:
+    """Never more than the estimate that configs are refused by, and not so little that it would refuse too many."""
+    cases: list[tuple[ShrinkConfig | ExpandConfig, list]] = []
+    for config in (ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK):
+        cases.append((config, shrink_case(config)))
+    for config in (ExpandConfig(), PREFILL_EXPAND, DECODE_EXPAND):
+        cases.append((config, expand_case(config)))
+    for (config, _), code in zip(cases, compiled([case for _, case in cases])):
+        dims = {"input_dim": 1024} if config.op == "shrink" else {"input_dim": 0, "slice_widths": (256, 256, 256)}
+        key = rules.Key(**{"op": config.op, "slice_widths": (), **dims}, max_rank=64, num_slices=3, dtype="bfloat16",
+                        chunk_size=128, segment_bucket=64)  # fmt: skip
+        assert rules.resource_fault(to_row(config), key, LIMITS) is None
+        exactly = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=code["shared"] - 1))
+        assert exactly is not None and "shared memory" in exactly, (config, code["shared"])
+        generous = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=2 * code["shared"] + 4096))
+        assert generous is None, (config, code["shared"])
+
+
+@pytest.mark.parametrize("max_rank", [1, 12, 24, 256])
+def test_odd_ranks_compile(max_rank: int) -> None:
+    """Ranks that are no power of two, or below what a dot takes, compile for the GPU too."""
+    depth = max(16, rules.segment_bucket(max_rank))
+    cases = [
+        shrink_case(ShrinkConfig(block_n=32, block_k=64), max_rank=max_rank, PADDED=False, EVEN_K=False),
+        expand_case(ExpandConfig(block_k=depth), max_rank=max_rank, EVEN_N=False),
+        expand_case(ExpandConfig(block_k=16), max_rank=max_rank, EVEN_N=False, SPLITS=3, h="*fp32"),
+    ]
+    assert all(code["registers"] <= 255 for code in compiled(cases))
