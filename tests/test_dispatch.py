@@ -68,7 +68,7 @@ def test_versions_compare_as_numbers_and_come_after_all_else() -> None:
 def test_what_is_never_borrowed(other: dict) -> None:
     """Other operations, dimensions, ranks and float32 end at the built-in default."""
     choice = dispatch.resolve(KEY, HERE, {("NVIDIA H200", "3.6.0"): rows(KEY._replace(**other))})
-    assert choice.step == "default" and choice.source is None and choice.config == ShrinkConfig()
+    assert (choice.step, choice.source, choice.config) == ("default", None, ShrinkConfig())
     assert dispatch.resolve(KEY, HERE, {("NVIDIA A100", "3.6.0"): rows(KEY)}).step == "default"
 
 
@@ -89,7 +89,7 @@ def test_a_measured_default_is_kept() -> None:
     """None says: measured, the default was best. It is not a gap to be filled from a neighbour."""
     table = {("NVIDIA H200", "3.6.0"): {**rows(KEY._replace(segment_bucket=64)), tuple(KEY): None}}
     choice = dispatch.resolve(KEY, HERE, table)
-    assert choice.config == ShrinkConfig() and choice.source == KEY
+    assert (choice.config, choice.source) == (ShrinkConfig(), KEY)
     assert choice.step == "exact: the default was measured best"
 
 

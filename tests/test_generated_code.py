@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for an H200, compiled without one: wide accesses, and the resources that rules guess."""
+"""What Triton makes of the kernels for an H200, compiled without one: wide accesses, resources as the rules guess."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compiled(cases: list[list]) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     command = [sys.executable, str(HERE / "ahead_of_time.py"), json.dumps(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -71,24 +71,22 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
         assert accesses.get("cp 16", 0) + accesses.get("ld 16", 0) >= 4, (case, accesses)
         assert accesses.get("st 16", 0) >= 1, (case, accesses)
         assert code["stack"] == 0, (case, code)
-    stored = [code["accesses"] for code in compiled([expand_case(PREFILL_EXPAND)])][0]
-    assert {kind for kind in stored if kind.startswith("st")} == {"st 16"}
+        if case[0] == "expand":
+            assert {kind for kind in accesses if kind.startswith("st")} == {"st 16"}, (case, accesses)
 
 
 def test_shared_memory_is_what_the_rules_estimate() -> None:
     """Never more than the estimate that configs are refused by, and not so little that it would refuse too many."""
-    cases: list[tuple[ShrinkConfig | ExpandConfig, list]] = []
-    for config in (ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK):
-        cases.append((config, shrink_case(config)))
-    for config in (ExpandConfig(), PREFILL_EXPAND, DECODE_EXPAND):
-        cases.append((config, expand_case(config)))
-    for (config, _), code in zip(cases, compiled([case for _, case in cases])):
+    shrinks = ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK
+    expands = ExpandConfig(), PREFILL_EXPAND, DECODE_EXPAND
+    codes = compiled([*map(shrink_case, shrinks), *map(expand_case, expands)])
+    for config, code in zip((*shrinks, *expands), codes):
         dims = {"input_dim": 1024} if config.op == "shrink" else {"input_dim": 0, "slice_widths": (256, 256, 256)}
         key = rules.Key(**{"op": config.op, "slice_widths": (), **dims}, max_rank=64, num_slices=3, dtype="bfloat16",
                         chunk_size=128, segment_bucket=64)  # fmt: skip
         assert rules.resource_fault(to_row(config), key, LIMITS) is None
         exactly = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=code["shared"] - 1))
-        assert exactly is not None and "shared memory" in exactly, (config, code["shared"])
+        assert "shared memory" in str(exactly), (config, code["shared"])
         generous = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=2 * code["shared"] + 4096))
         assert generous is None, (config, code["shared"])
 

@@ -56,7 +56,8 @@ def test_allocates_what_it_returns() -> None:
     """Without `out`, h is a fresh matrix of x's dtype with the same values."""
     batch = make_batch([16, 16], 16, 64, [8], 20)
     h = lora_shrink(batch.x, batch.lora_a, batch.segments)
-    assert h.shape == (20, 16) and h.dtype == batch.x.dtype
+    assert h.shape == (20, 16)
+    assert h.dtype == batch.x.dtype
     expected = reference.lora_shrink(batch.x, batch.lora_a, batch.segments)
     rows = ~expected.isnan().any(dim=1).to(h.device)
     assert_close(h[rows], expected.to(h.device)[rows], h.dtype)
