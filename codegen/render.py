@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from codegen.choose import Table
+from codegen.source import files
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -48,13 +47,5 @@ def write(text: str, out: Path) -> bool:
     """
     if out.is_file() and out.read_bytes() == text.encode():
         return False
-    descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.replace(out, text)
     return True

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import checks, records, rules
+    from csgmv import checks, files, records, rules
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
     sys.modules[_package.__name__] = _package
-    checks, records, rules = (
-        importlib.import_module(f"_csgmv_source.{name}") for name in ("checks", "records", "rules")
+    checks, files, records, rules = (
+        importlib.import_module(f"_csgmv_source.{name}") for name in ("checks", "files", "records", "rules")
     )
 
-__all__ = ["ROOT", "checks", "records", "rules"]
+__all__ = ["ROOT", "checks", "files", "records", "rules"]

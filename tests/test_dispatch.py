@@ -172,9 +172,8 @@ print("opened", opened)
 """
 
 
-@pytest.mark.gpu
 def test_warm_launches_open_nothing() -> None:
-    """Once a kernel is compiled, a launch opens no file and imports nothing (an audit hook watches)."""
+    """Once a kernel is compiled (or has been interpreted), a launch opens no file and imports nothing."""
     script = WARM_LAUNCHES.format(paths=sys.path)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "opened []"

@@ -96,19 +96,3 @@ def test_missing_or_repeated_markers_are_an_error(text):
     """Rather than a table in the wrong place."""
     with pytest.raises(ValueError, match="--into: expected one <!-- bench:begin -->"):
         figures.between_markers(text, "new")
-
-
-def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
-    """A write that breaks off leaves the old file, and no other one beside it."""
-    path = tmp_path / "README.md"
-    figures.write(path, "old µ")
-    figures.write(path, "new µ")
-    assert path.read_text(encoding="utf-8") == "new µ"
-
-    def no_space(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(figures.os, "replace", no_space)
-    with pytest.raises(OSError, match="no space"):
-        figures.write(path, "newer")
-    assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ["new µ"]

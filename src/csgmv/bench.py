@@ -18,7 +18,7 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, launch, models, rules, workload
+from csgmv import columns, config, dispatch, figures, files, launch, models, rules, workload
 from csgmv.figures import Case, Figure, Report
 from csgmv.tuning import measure
 
@@ -227,9 +227,9 @@ def run(args: argparse.Namespace) -> int:
         figures.between_markers(args.into.read_text(encoding="utf-8"), "")  # rather now than after minutes of measuring
     measured = report(args, torch.device("cuda", torch.cuda.current_device()))
     if args.json is not None:
-        figures.write(args.json, measured.json())
+        files.replace(args.json, measured.json())
     if args.into is not None:
-        figures.write(args.into, figures.between_markers(args.into.read_text(encoding="utf-8"), measured.markdown()))
+        files.replace(args.into, figures.between_markers(args.into.read_text(encoding="utf-8"), measured.markdown()))
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if all(each.right for each in measured.figures) else 1

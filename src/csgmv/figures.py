@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from csgmv import columns
+from csgmv import columns, rules
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -30,13 +28,10 @@ class Case:
 
     @property
     def dimension(self) -> str:
-        """What the kernel maps from and to, e.g. '1024 → 3·64', '64 → 2048+1024+1024'."""
-        slices, rank = len(self.slice_widths), max(self.ranks)
-        inner = f"{slices}·{rank}" if slices > 1 else str(rank)
-        widths = "+".join(map(str, self.slice_widths))
-        if self.op == "add_lora":
-            return f"{self.input_dim} → {inner} → {widths}"
-        return f"{self.input_dim} → {inner}" if self.op == "shrink" else f"{rank} → {widths}"
+        """What the kernel maps from and to, e.g. '1024 → 3·64'."""
+        return rules.dimensions(
+            self.op, self.input_dim, self.slice_widths, len(self.slice_widths), max_rank=max(self.ranks)
+        )
 
 
 @dataclass(frozen=True)
@@ -174,13 +169,3 @@ def between_markers(text: str, inserted: str) -> str:
         raise ValueError(f"--into: expected one {BEGIN} and after it one {END} in the file")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{inserted}\n\n{END}{rest.split(END)[1]}"
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Put a file in place whole: a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -41,6 +41,15 @@ class Key(NamedTuple):
     segment_bucket: int
 
 
+def dimensions(op: str, input_dim: int, slice_widths: Sequence[int], num_slices: int, max_rank: int) -> str:
+    """What an operation maps from and to, for people: '1024 → 3·64', '64 → 2048+1024+1024', '1024 → 64 → 1024'."""
+    inner = f"{num_slices}·{max_rank}" if num_slices > 1 else str(max_rank)
+    widths = "+".join(map(str, slice_widths))
+    if op == "add_lora":
+        return f"{input_dim} → {inner} → {widths}"
+    return f"{input_dim} → {inner}" if op == "shrink" else f"{max_rank} → {widths}"
+
+
 def segment_bucket(num_segments: int) -> int:
     """The power of two that a number of segments is rounded up to (0 and 1 share bucket 1)."""
     return 1 << max(num_segments - 1, 0).bit_length()

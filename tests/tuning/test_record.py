@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from csgmv import checks, records, rules
-from csgmv.tuning import record
+from csgmv import checks, files, records, rules
 from csgmv.tuning.record import Accuracy, Archive, Finalist, Record, Run, Timing
 
 KEY = rules.Key("expand", 0, (48, 16), 12, 2, "bfloat16", 16, 8)
@@ -138,9 +137,9 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     if at == "write":
-        monkeypatch.setattr(record.os, "chmod", interrupt)
+        monkeypatch.setattr(files.os, "chmod", interrupt)
     else:
-        monkeypatch.setattr(record.os, "replace", interrupt)
+        monkeypatch.setattr(files.os, "replace", interrupt)
     other = KEY._replace(segment_bucket=32)
     with pytest.raises(KeyboardInterrupt):
         archive(tmp_path).add(other, measured(other))

@@ -15,9 +15,8 @@ from csgmv.tuning.compile import Binary
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Task, parts
 from csgmv.tuning.race import FINALISTS
-from csgmv.tuning.ranking import order
 from csgmv.tuning.record import Record
-from csgmv.tuning.search import FIRST, Shared, search
+from csgmv.tuning.search import FIRST, STEPS, Shared, search
 from csgmv.tuning.worker import Failure
 
 H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
@@ -142,7 +141,7 @@ def test_ties_fall_to_a_fixed_order() -> None:
     assert first is not None
     assert first == second
     rows = [finalist.row for finalist in first.finalists]
-    assert rows == sorted(rows, key=order)
+    assert rows == sorted(rows, key=rules.row_order)
     result = records.Result("G", "3.6.0", EXPAND.key, None, tuple(map(timing, first.finalists)), first.noise_us, "")
     assert records.winner(result).row == rows[0]  # type: ignore[union-attr]
 
@@ -279,7 +278,7 @@ def test_what_was_compiled_for_other_buckets_is_screened_too() -> None:
     bench = FakeBench(lambda row: asked.append(row) or shrink_cost(row))  # type: ignore[func-returns-value]
     drive(other, bench, shared)
     assert before <= set(asked)
-    assert len(set(asked) - before) <= FIRST["shrink"] + 10
+    assert len(set(asked) - before) <= FIRST["shrink"] + sum(STEPS)
     elsewhere = SHRINK._replace(key=SHRINK.key._replace(chunk_size=32))
     bench = FakeBench(shrink_cost)
     drive(elsewhere, bench, shared)

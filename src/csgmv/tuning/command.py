@@ -126,12 +126,7 @@ def _dry_run(plan: Plan) -> int:
 
 def _describe(task: Task) -> str:
     key = task.key
-    widths = "+".join(map(str, key.slice_widths))
-    dims = {
-        "shrink": f"{key.input_dim} → {key.num_slices}·{key.max_rank}",
-        "expand": f"{key.max_rank} → {widths}",
-        "add_lora": f"{key.input_dim} → {key.num_slices}·{key.max_rank} → {widths}",
-    }[key.op]
+    dims = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
     batch = (
         f"{task.tokens} tokens, {task.adapters} adapters" if task.adapters != 1 else f"{task.tokens} tokens, 1 adapter"
     )

@@ -36,7 +36,7 @@ class Ranking:
 
     def best(self) -> list[rules.Row]:
         """The rows that were screened, the fastest first."""
-        return sorted(self.screened, key=lambda row: (self.screened[row].p50_us, order(row)))
+        return sorted(self.screened, key=lambda row: (self.screened[row].p50_us, rules.row_order(row)))
 
     def unknown(self, rows: Iterable[rules.Row]) -> list[rules.Row]:
         """Those of the rows that have not been tried, each once."""
@@ -47,8 +47,3 @@ class Ranking:
         self.screened.pop(row, None)
         self.refused.add(row)
         self.failed[str(failure)] += 1
-
-
-def order(row: rules.Row) -> list[tuple[bool, int]]:
-    """A fixed order of rows (None comes first), for ties."""
-    return [(value is not None, int(value or 0)) for value in row]

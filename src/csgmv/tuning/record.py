@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import checks, records, rules
+from csgmv import checks, files, records, rules
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Archive:
         path, text = self.path(key), _text(document)
         faults = records.faults(checks.parse(text))
         assert not faults, f"{path}: a record of the tuner's own breaks the schema: {faults}"
-        _replace(path, text)
+        files.replace(path, text)
 
     def _document(self, key: rules.Key) -> dict[str, Any]:
         """The parsed file of a key, or a new one.
@@ -210,17 +208,3 @@ def _text(document: Mapping[str, Any]) -> str:
         return f"{opening}\n" + ",\n".join(body) + f"\n{indent}{closing}"
 
     return lines(document, "", 1) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole, the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
