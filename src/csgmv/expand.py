@@ -6,6 +6,7 @@ from memory mostly is base_output, so each tile's weights and base are on their 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -221,6 +222,15 @@ def _expand_kernel(
         )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=4096)
+def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) -> tuple[tuple[int, ...], bool, int]:
+    """The ends of MAX_SLICES slices, whether all widths are multiples of block_n, the programs of a tile of rows."""
+    widths = [end - start for start, end in itertools.pairwise(slice_offsets)]
+    ends = (*slice_offsets[1:], *[slice_offsets[-1]] * (rules.MAX_SLICES - len(widths)))
+    even = all(width % block_n == 0 for width in widths)
+    return ends, even, sum(-(-width // (block_n * column_tiles)) for width in widths)
+
+
 def launch_expand(
     h: torch.Tensor,
     lora_b: torch.Tensor,
@@ -235,41 +245,44 @@ def launch_expand(
 ) -> None:
     """Start the expand kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
     max_rank = lora_b.shape[2]
-    widths = [end - start for start, end in itertools.pairwise(slice_offsets)]
     block_m = launch.row_tile(config.block_m, segments.chunk_size)
     row_tiles = -(-segments.chunk_size // block_m)
-    run = config.block_n * config.column_tiles
-    column_programs = sum(-(-width // run) for width in widths)
-    ends = [*slice_offsets[1:], *[slice_offsets[-1]] * (rules.MAX_SLICES - len(widths))]
+    ends, even, column_programs = _columns(tuple(slice_offsets), config.block_n, config.column_tiles)
     launch.run(
         _expand_kernel,
         segments.num_segments * row_tiles * column_programs,
         config,
-        h,
-        lora_b,
-        base_output,
-        segments.permutation,
-        segments.seg_indptr,
-        segments.weight_indices,
-        segments.lora_ranks,
-        segments.scalings,
-        *ends,
-        lora_b.shape[1] * max_rank,
-        base_output.stride(0),
-        h.stride(0) if staged else 0,
-        row_tiles,
-        column_programs,
-        NUM_SLICES=len(widths),
-        MAX_RANK=max_rank,
-        PADDED=padded,
-        STAGED=staged,
-        OVERLAP=overlap,
-        EVEN_N=all(width % config.block_n == 0 for width in widths),
-        SPLITS=h.shape[0] if staged else 1,
-        COLUMN_TILES=config.column_tiles,
-        BLOCK_M=block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=min(config.block_k, max(16, triton.next_power_of_2(max_rank))),
+        (
+            h,
+            lora_b,
+            base_output,
+            segments.permutation,
+            segments.seg_indptr,
+            segments.weight_indices,
+            segments.lora_ranks,
+            segments.scalings,
+        ),
+        (
+            *ends,
+            lora_b.shape[1] * max_rank,
+            base_output.stride(0),
+            h.stride(0) if staged else 0,
+            row_tiles,
+            column_programs,
+        ),
+        {
+            "NUM_SLICES": len(slice_offsets) - 1,
+            "MAX_RANK": max_rank,
+            "PADDED": padded,
+            "STAGED": staged,
+            "OVERLAP": overlap,
+            "EVEN_N": even,
+            "SPLITS": h.shape[0] if staged else 1,
+            "COLUMN_TILES": config.column_tiles,
+            "BLOCK_M": block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": min(config.block_k, max(16, rules.segment_bucket(max_rank))),
+        },
         overlap=overlap,
     )
 

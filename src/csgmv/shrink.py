@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import arguments, dispatch, launch
+from csgmv import arguments, dispatch, launch, rules
 from csgmv.config import ShrinkConfig
 from csgmv.segments import Segments
 
@@ -193,29 +193,35 @@ def launch_shrink(
         _shrink_kernel,
         segments.num_segments * row_tiles * config.split_k * column_programs,
         config,
-        x,
-        lora_a,
-        h,
-        segments.permutation,
-        segments.seg_indptr,
-        segments.weight_indices,
-        segments.lora_ranks,
-        input_dim,
-        x.stride(0),
-        width * input_dim,
-        h.stride(0) if staged else 0,
-        row_tiles,
-        config.split_k,
-        NUM_SLICES=num_slices,
-        MAX_RANK=width // num_slices,
-        PADDED=padded,
-        STAGED=staged,
-        SIGNAL=signal,
-        EVEN_K=input_dim % config.block_k == 0,
-        COLUMN_TILES=config.column_tiles,
-        BLOCK_M=block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
+        (
+            x,
+            lora_a,
+            h,
+            segments.permutation,
+            segments.seg_indptr,
+            segments.weight_indices,
+            segments.lora_ranks,
+        ),
+        (
+            input_dim,
+            x.stride(0),
+            width * input_dim,
+            h.stride(0) if staged else 0,
+            row_tiles,
+            config.split_k,
+        ),
+        {
+            "NUM_SLICES": num_slices,
+            "MAX_RANK": width // num_slices,
+            "PADDED": padded,
+            "STAGED": staged,
+            "SIGNAL": signal,
+            "EVEN_K": input_dim % config.block_k == 0,
+            "COLUMN_TILES": config.column_tiles,
+            "BLOCK_M": block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+        },
     )
 
 
@@ -278,19 +284,23 @@ def lora_shrink(
         _sum_partials_kernel,
         segments.num_segments * row_tiles * num_slices,
         None,
-        partials,
-        out,
-        segments.permutation,
-        segments.seg_indptr,
-        segments.weight_indices,
-        segments.lora_ranks,
-        partials.stride(0),
-        NUM_SLICES=num_slices,
-        MAX_RANK=max_rank,
-        PADDED=padded,
-        SPLIT_K=config.split_k,
-        ROW_TILES=row_tiles,
-        BLOCK_M=block_m,
-        BLOCK_R=triton.next_power_of_2(max_rank),
+        (
+            partials,
+            out,
+            segments.permutation,
+            segments.seg_indptr,
+            segments.weight_indices,
+            segments.lora_ranks,
+        ),
+        (partials.stride(0),),
+        {
+            "NUM_SLICES": num_slices,
+            "MAX_RANK": max_rank,
+            "PADDED": padded,
+            "SPLIT_K": config.split_k,
+            "ROW_TILES": row_tiles,
+            "BLOCK_M": block_m,
+            "BLOCK_R": rules.segment_bucket(max_rank),
+        },
     )
     return out

@@ -8,12 +8,21 @@ import pytest
 
 from csgmv.tuning.environment import kernel_hash
 
-SOURCE = '"""A kernel."""\n\n\ndef f(x):\n    """Add one."""\n    return x + 1  # at once\n'
+SOURCE = '''"""A kernel."""
+
+@triton.jit(do_not_specialize=["n"])
+def f(x):
+    """Add one."""
+    return x + 1  # at once
+
+def wrapper(x):
+    return f[(1,)](x)
+'''
 
 
 def folder(path: Path, source: str) -> Path:
     path.mkdir()
-    for name in ("shrink", "expand", "layer", "launch"):
+    for name in ("shrink", "expand"):
         (path / f"{name}.py").write_text(source if name == "expand" else SOURCE)
     return path
 
@@ -27,12 +36,14 @@ def test_the_installed_kernels_have_a_hash() -> None:
 @pytest.mark.parametrize(
     ("source", "same"),
     [
-        ('"""Other words."""\ndef f(x):\n    # why\n\n    return (x + 1)\n', True),
+        (SOURCE.replace("Add one", "Other words").replace("x + 1  # at once", "(x + 1)"), True),
+        (SOURCE.replace("[(1,)]", "[(2,)]"), True),
         (SOURCE.replace("x + 1", "x + 2"), False),
         (SOURCE.replace("return x + 1", "y = x + 1\n    return y"), False),
-        (SOURCE + "\n\nF = f\n", False),
+        (SOURCE.replace('"n"', '"m"'), False),
+        (SOURCE + "\n@triton.jit\ndef g(x):\n    return x\n", False),
     ],
 )
-def test_comments_docstrings_and_layout_do_not_count(tmp_path: Path, source: str, same: bool) -> None:
+def test_comments_docstrings_layout_and_wrappers_do_not_count(tmp_path: Path, source: str, same: bool) -> None:
     """A record stays fresh when only words change."""
     assert (kernel_hash(folder(tmp_path / "a", SOURCE)) == kernel_hash(folder(tmp_path / "b", source))) == same

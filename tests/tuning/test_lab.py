@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batches import DEVICE
 from csgmv import rules
 from csgmv.tuning import measure, space
 from csgmv.tuning.lab import Lab, WrongResult, ragged_batch
 from csgmv.tuning.plan import Task
 from csgmv.workload import Workload
 
-CPU = torch.device("cpu")
+CPU, HERE = torch.device("cpu"), torch.device(DEVICE)
 LIMITS = rules.Limits(shared_memory=101376)
 KEYS = [
     rules.Key("shrink", 72, (), 12, 3, "float32", 7, 8),
@@ -42,10 +43,10 @@ def test_the_check_batch_is_ragged(key: rules.Key) -> None:
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key.op}-r{key.max_rank}")
 def test_the_default_passes_the_check(key: rules.Key) -> None:
-    """Interpreted, at sizes that a CPU can do."""
+    """On a GPU, or interpreted at sizes that a CPU can do."""
     row = space.default_row(key, LIMITS)
     assert row is not None
-    assert 0 <= Lab(CPU).check(key, row) < 2e-3
+    assert 0 <= Lab(HERE).check(key, row) < 2e-3
 
 
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

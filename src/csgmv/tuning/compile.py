@@ -8,14 +8,14 @@ is being measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import torch
 
 from csgmv import launch, rules
-from csgmv.config import from_row
+from csgmv.config import ExpandConfig, ShrinkConfig, from_row
 from csgmv.tuning.lab import ragged_batch
 from csgmv.tuning.worker import Failure, Farm
 
@@ -30,21 +30,6 @@ class Binary(NamedTuple):
     spills: int
 
 
-class _Warmup:
-    """Stands in for a kernel: compiles and loads what would have been launched."""
-
-    def __init__(self, kernel: Any, compiled: list[Any]) -> None:
-        self._kernel, self._compiled = kernel, compiled
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def warm_up(*args: Any, **options: Any) -> None:
-            binary = self._kernel.warmup(*args, grid=grid, **options)
-            binary._init_handles()  # loads it: shared memory or registers beyond the device's raise here
-            self._compiled.append(binary)
-
-        return warm_up
-
-
 class Compiler:
     """Compiles configs in the process that it is made in, which can launch nothing from then on."""
 
@@ -53,8 +38,7 @@ class Compiler:
         torch.cuda.set_device(torch.device(device))
         self._batch = functools.lru_cache(maxsize=8)(lambda key: ragged_batch(key, torch.device(device)))
         self._compiled: list[Any] = []
-        run = launch.run
-        launch.run = lambda kernel, *args, **options: run(_Warmup(kernel, self._compiled), *args, **options)
+        launch.run = self._compile_instead
 
     def compile(self, key: rules.Key, row: rules.Row) -> Binary:
         """Compile a config's kernels for a key, or raise what Triton raises."""
@@ -66,6 +50,23 @@ class Compiler:
             registers=max(kernel.n_regs for kernel in kernels),
             spills=sum(kernel.n_spills for kernel in kernels),
         )
+
+    def _compile_instead(
+        self,
+        kernel: Any,
+        programs: int,
+        config: ShrinkConfig | ExpandConfig | None,
+        tensors: Sequence[torch.Tensor],
+        sizes: Sequence[int],
+        constants: Mapping[str, int | bool],
+        *,
+        overlap: bool = False,
+    ) -> None:
+        """Stands in for launch.run: compiles and loads what would have been launched."""
+        options = launch.options(config, overlap)
+        binary = kernel.warmup(*tensors, *sizes, grid=(programs,), **constants, **options)
+        binary._init_handles()  # loads it: shared memory or registers beyond the device's raise here
+        self._compiled.append(binary)
 
     def healthy(self) -> bool:
         """Whether the next compilation stands a chance; nothing is launched here that could spoil it."""

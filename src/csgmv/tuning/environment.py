@@ -14,7 +14,7 @@ import csgmv
 from csgmv.tuning import measure
 from csgmv.tuning.record import Run
 
-_KERNEL_MODULES = ("shrink.py", "expand.py", "layer.py", "launch.py")
+_KERNEL_MODULES = ("shrink.py", "expand.py")
 
 
 def current_run(device: torch.device, seed: int) -> Run:
@@ -35,15 +35,16 @@ def current_run(device: torch.device, seed: int) -> Run:
 
 
 def kernel_hash(folder: Path | None = None) -> str:
-    """A hash of the kernels' and their launchers' source; comments, docstrings and layout do not enter it."""
+    """A hash of the jitted functions' source; comments, docstrings and layout do not enter it, nor do the wrappers."""
     folder = Path(__file__).parents[1] if folder is None else folder
     digest = hashlib.sha256()
     for name in _KERNEL_MODULES:
         tree = ast.parse((folder / name).read_text("utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-                del node.body[0]
-        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(by) for by in node.decorator_list):
+                if ast.get_docstring(node) is not None:
+                    del node.body[0]
+                digest.update(f"{ast.unparse(node)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
