@@ -40,7 +40,7 @@ def _bytes(instruction: str, operands: str) -> int:
 
 
 def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) -> dict:
-    """One kernel with all pointers 16-byte aligned and all sizes multiples of 16, as real layers have them."""
+    """One kernel; pointers are 16-byte aligned, sizes multiples of 16 as in real layers, or of 8 with BY_8."""
     kernel = KERNELS[name]
     h_type = constants.pop("h", "*bf16")
     signature, attributes = {}, {}
@@ -51,7 +51,8 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
         pointers = {"x": "*bf16", "lora_a": "*bf16", "lora_b": "*bf16", "base_output": "*bf16", "h": h_type}
         pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
         signature[argument] = pointers.get(argument, "i32")
-        if argument not in ("row_tiles", "split_k", "column_programs"):
+        by_16 = signature[argument] != "i32" or not constants["BY_8"]
+        if by_16 and argument not in ("positions", "row_tiles", "split_k", "column_programs"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

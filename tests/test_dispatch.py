@@ -155,6 +155,19 @@ def test_configs_of_other_operations_are_refused() -> None:
         csgmv.lora_shrink(batch.x, batch.lora_a, batch.segments, config=ExpandConfig())  # type: ignore[arg-type]
 
 
+def test_a_config_that_the_device_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it lacks, before a compiler gets to say it in a thousand lines."""
+    batch = make_batch([8], 8, 32, [16], 5)
+    monkeypatch.setattr(dispatch, "device_limits", lambda _: rules.Limits(101_376))
+    dispatch._fault.cache_clear()
+    call = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
+    with pytest.raises(ValueError, match="config: overlap needs programmatic dependent launch"):
+        csgmv.add_lora(*call, config=csgmv.AddLoraConfig(overlap=True))
+    with pytest.raises(ValueError, match=r"config: shrink needs \d+ bytes of shared memory"):
+        csgmv.lora_shrink(batch.x, batch.lora_a, batch.segments, config=ShrinkConfig(block_n=256, num_stages=5))
+    dispatch._fault.cache_clear()
+
+
 WARM_LAUNCHES = """
 import sys
 sys.path[:0] = {paths!r}

@@ -19,14 +19,22 @@ LIMITS = rules.Limits(232_448, programmatic_launch=True)
 
 def shrink_case(config: ShrinkConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
     """A shrink kernel as `launch_shrink` would compile it."""
-    constants = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, **constants}
+    constants = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, **constants}
     constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
     return ["shrink", {**constants, **blocks(config)}, options(config)]
 
 
 def expand_case(config: ExpandConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
     """An expand kernel as `launch_expand` would compile it."""
-    constants = {"PADDED": True, "STAGED": True, "OVERLAP": False, "EVEN_N": True, "SPLITS": 1, **constants}
+    constants = {
+        "PADDED": True,
+        "STAGED": True,
+        "OVERLAP": False,
+        "EVEN_N": True,
+        "BY_8": False,
+        "SPLITS": 1,
+        **constants,
+    }
     constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
     return ["expand", {**constants, **blocks(config)}, options(config)]
 
@@ -65,6 +73,7 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
     uneven = expand_case(PREFILL_EXPAND, EVEN_N=False)
     partials = expand_case(DECODE_EXPAND, max_rank=32, SPLITS=8, h="*fp32", OVERLAP=True)
     cases = [shrink_case(PREFILL_SHRINK), expand_case(PREFILL_EXPAND), uneven, partials]
+    cases += [shrink_case(PREFILL_SHRINK, BY_8=True), expand_case(PREFILL_EXPAND, BY_8=True, EVEN_N=False)]
     for case, code in zip(cases, compiled(cases)):
         accesses = code["accesses"]
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)

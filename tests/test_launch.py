@@ -74,10 +74,10 @@ def test_launch_parameters_are_the_configs() -> None:
     assert launch.options(ShrinkConfig(maxnreg=96), overlap=False)["maxnreg"] == 96
 
 
-@pytest.mark.parametrize(("chunk_size", "tile"), [(1, 16), (16, 16), (17, 32), (48, 64), (64, 64), (1000, 64)])
-def test_a_tile_has_no_more_rows_than_a_segment(chunk_size: int, tile: int) -> None:
-    """Rounded up to a power of two, and to the least that a dot takes."""
-    assert launch.row_tile(64, chunk_size) == tile
+@pytest.mark.parametrize(("sizes", "told"), [((8, 24), True), ((16, 8), True), ((16, 0), False), ((12, 8), False)])
+def test_multiples_of_eight_are_told(sizes: tuple[int, ...], told: bool) -> None:
+    """The compiler is told of multiples of 16 by Triton, of multiples of 8 by us."""
+    assert launch.by_8(*sizes) == told
 
 
 @pytest.mark.gpu

@@ -92,6 +92,60 @@ def test_weights_must_belong_together() -> None:
         added(batch, None)
 
 
+def test_batch_and_segments_must_belong_together() -> None:
+    """Too few rows, too few slots or too low a max_rank would have the kernels read and write out of bounds."""
+    batch = make_batch([4, 4], 4, 32, [8], 6)
+    for segments, message in (
+        (
+            Segments.from_sequences([7], [0], [4, 4], [1.0, 1.0], device=DEVICE),
+            "expected those of at most 6 tokens, got 7",
+        ),
+        (Segments.from_sequences([6], [0], [4] * 3, [1.0] * 3, device=DEVICE), "expected at most 2 adapter slots"),
+        (
+            Segments.from_sequences([6], [0], [4, 5], [1.0] * 2, device=DEVICE),
+            "expected ranks of at most max_rank 4, got 5",
+        ),
+    ):
+        batch.segments = segments
+        with pytest.raises(ValueError, match=f"segments: {message}"):
+            added(batch, None)
+    static = Segments.allocate(64, 2, device=DEVICE)
+    static.update_from_tokens([0] * 7, [4, 4], [1.0, 1.0])
+    batch.segments = static
+    with pytest.raises(ValueError, match="expected those of at most 6 tokens, got 7"):
+        added(batch, None)
+    static.update_from_tokens([0] * 6, [4, 4], [1.0, 1.0])
+    assert added(batch, None).isfinite().all()
+
+
+def test_offsets_and_base_are_checked_first() -> None:
+    """By their own names; whatever has an index is an integer, and the next call is none the worse for a bad one."""
+    batch = make_batch([4, 4], 4, 32, [8], 6)
+    good = batch.slice_offsets
+    for offsets, message in ((None, "host integers"), ((0, 8.0), "host integers"), (8, "host integers")):
+        batch.slice_offsets = offsets  # type: ignore[assignment]
+        with pytest.raises(TypeError, match=f"slice_offsets: expected a sequence of {message}"):
+            added(batch, None)
+    batch.slice_offsets = (0,)
+    with pytest.raises(ValueError, match="slice_offsets: expected 2 to 5 offsets"):
+        added(batch, None)
+    batch.slice_offsets = tuple(torch.tensor(good).numpy())
+    numpys = added(batch, None)
+    batch.slice_offsets = good
+    assert torch.equal(added(batch, None), numpys)
+    batch.base_output = batch.base_output[:1].expand(6, -1)
+    with pytest.raises(ValueError, match="base_output: expected rows that do not overlap"):
+        add_lora(batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, good)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="is about the interpreter")
+def test_bfloat16_is_not_interpreted() -> None:
+    """Triton's interpreter takes its bits for integers."""
+    batch = make_batch([4], 4, 32, [8], 6, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="x: expected float16 or float32, since Triton's interpreter"):
+        added(batch, None)
+
+
 @pytest.mark.gpu
 def test_graph_replays_with_other_segments() -> None:
     """Captured with some segments, replayed with more, fewer, one and none: the bits of eager calls."""
@@ -129,3 +183,18 @@ def test_offsets_beyond_int32() -> None:
     for part in (slice(0, 64), slice(rows - 64, rows)):
         expected = 0.5 * (x[part].float() @ a[0].float().T).half().float() @ b[0].float().T
         assert_close(base[part], expected, torch.float16)
+
+
+@pytest.mark.gpu
+def test_weights_beyond_int32() -> None:
+    """The last of 56 adapters at rank 256 for a vocabulary of 152,064 begins past 2^31 elements of lora_b."""
+    loras, rank, width = 56, 256, 152_064
+    b = torch.randn(1, width, rank, device=DEVICE, dtype=torch.float16).div_(16).repeat(loras, 1, 1)
+    b[:-1, :64] = float("nan")
+    a = torch.randn(loras, rank, 64, device=DEVICE, dtype=torch.float16) / 8
+    x = torch.randn(20, 64, device=DEVICE, dtype=torch.float16)
+    base = torch.zeros(20, width, device=DEVICE, dtype=torch.float16)
+    segments = Segments.from_sequences([20], [loras - 1], [rank] * loras, [1.0] * loras, chunk_size=16, device=DEVICE)
+    add_lora(base, x, a, b, segments, (0, width))
+    expected = (x.float() @ a[-1].float().T).half().float() @ b[-1].float().T
+    assert_close(base, expected, torch.float16)

@@ -164,3 +164,22 @@ def test_a_row_that_does_not_fit_is_passed_over() -> None:
     """The next nearest serves in its place."""
     near, far = SHRINK._replace(segment_bucket=16), SHRINK._replace(segment_bucket=128)
     assert rules.nearest(SHRINK, [near, far], lambda key: key != near) == (far, "nearest segment bucket (128)")
+
+
+@pytest.mark.parametrize(("chunk_size", "tile"), [(1, 16), (16, 16), (17, 32), (48, 64), (64, 64), (1000, 64)])
+def test_a_tile_has_no_more_rows_than_a_segment(chunk_size: int, tile: int) -> None:
+    """Rounded up to a power of two, and to the least that a dot takes."""
+    assert rules.row_tile(64, chunk_size) == tile
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "order"),
+    [
+        ("4.0.0", ["3.1.0", "3.9.0", "3.5.1"], ["3.9.0", "3.5.1", "3.1.0"]),
+        ("3.6.0", ["3.5.0", "3.7.0", "3.5.1", "3.5.9"], ["3.5.9", "3.5.1", "3.7.0", "3.5.0"]),
+        ("3.9.1+cu130", ["3.10.0", "3.9.1", "3.5.1"], ["3.9.1", "3.10.0", "3.5.1"]),
+    ],
+)
+def test_the_nearest_version_is_the_nearest_number(wanted: str, present: list[str], order: list[str]) -> None:
+    """Not the nearest part by part: 3.9.0 is nearer to 4.0.0 than 3.1.0 is."""
+    assert rules.nearest_versions(wanted, present) == order

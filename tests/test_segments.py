@@ -240,7 +240,7 @@ GOOD = {"seq_lens": [3, 4], "adapter_ids": [0, 1], "lora_ranks": [8, 16], "scali
         ({"scalings": [1.0, "2"]}, TypeError, "scalings: expected a list or tensor of numbers"),
         ({"scalings": [1.0, None]}, TypeError, "scalings: expected a list or tensor of numbers"),
         ({"scalings": torch.tensor([True, False])}, TypeError, "scalings: expected real numbers, got torch.bool"),
-        ({"chunk_size": 0}, ValueError, "chunk_size: expected 1 or more, got 0"),
+        ({"chunk_size": 0}, ValueError, "chunk_size: expected 1 … 2147483647, got 0"),
     ],
 )
 def test_bad_input_is_named(change, error, message):

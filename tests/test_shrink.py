@@ -75,7 +75,7 @@ def test_batches_without_work(num_tokens: int) -> None:
 def test_refilled_segments_keep_their_capacity() -> None:
     """Empty segments at the tail of static Segments do nothing."""
     batch = make_batch([16, 9], 16, 64, [8], 20)
-    static = Segments.allocate(64, 4, chunk_size=16, device=DEVICE)
+    static = Segments.allocate(64, 2, chunk_size=16, device=DEVICE)
     static.update_from_tokens([0, -1, 1, 1] * 5, [16, 9], [1.0, 2.0])
     batch.segments = static
     assert_close(shrunk(batch, None), reference.lora_shrink(batch.x, batch.lora_a, static), batch.x.dtype)

@@ -52,6 +52,10 @@ class Adapters:
         """The ranks, to tell on the host which slots are empty; where they are on the GPU, as if none were."""
         return torch.ones(self.num_loras, dtype=torch.int64, device="cpu") if self.ranks.is_cuda else self.ranks
 
+    def largest_rank(self) -> int:
+        """The largest rank; 0 where there is none, or where they are on the GPU."""
+        return 0 if self.ranks.is_cuda or not self.num_loras else int(self.ranks.max())
+
     def device(self, device: torch.device | str | None, *others: torch.Tensor) -> torch.device:
         """The device that an argument `device` means: None is the GPU of a given tensor, else the current one, if any.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import operator
+from typing import Any
 
 import torch
 
 from csgmv import launch, rules
 from csgmv.segments import Segments
 
-C = TypeVar("C")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -23,6 +22,8 @@ def _check_rows(name: str, tensor: Any) -> None:
         raise ValueError(f"{name}: expected 2 dimensions, got shape {list(tensor.shape)}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {tensor.dtype}")
+    if launch.INTERPRETED and tensor.dtype == torch.bfloat16:
+        raise TypeError(f"{name}: expected float16 or float32, since Triton's interpreter computes bfloat16 wrongly")
     if not (tensor.is_cuda or launch.INTERPRETED):
         raise ValueError(
             f"{name}: expected a tensor on a GPU, got one on {tensor.device}"
@@ -82,27 +83,32 @@ def check_lora_a(lora_a: Any, x: Any, num_slices: int) -> int:
     return int(rows // num_slices)
 
 
-def check_lora_b(lora_b: Any, h: Any, slice_offsets: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Checks h, lora_b and slice_offsets; returns max_rank and the slices' widths."""
+def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...]) -> int:
+    """Checks h and lora_b, and that the slices are those of lora_b; returns max_rank."""
     _check_rows("h", h)
     _check_weights("lora_b", lora_b, h)
-    widths = check_slice_offsets(slice_offsets, lora_b.shape[1])
+    if slice_offsets[-1] != lora_b.shape[1]:
+        raise ValueError(
+            f"slice_offsets: expected to rise from 0 to output_dim {lora_b.shape[1]}, got {list(slice_offsets)}"
+        )
     _check_rank("lora_b", lora_b.shape[2])
-    return lora_b.shape[2], widths
+    return int(lora_b.shape[2])
 
 
-def check_slice_offsets(slice_offsets: Sequence[int], output_dim: int) -> tuple[int, ...]:
-    """0 = o0 <= o1 <= ... = output_dim, one to four slices; returns the slices' widths."""
+def check_slice_offsets(slice_offsets: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """0 = o0 <= o1 <= …, one to four slices; returns the offsets as plain integers, and the slices' widths."""
     if isinstance(slice_offsets, torch.Tensor):
         raise TypeError("slice_offsets: expected a sequence of host integers, got a torch.Tensor")
-    widths = tuple(end - start for start, end in itertools.pairwise(slice_offsets))
+    try:
+        offsets = tuple(map(operator.index, slice_offsets))
+    except TypeError as error:
+        raise TypeError(f"slice_offsets: expected a sequence of host integers ({error})") from None
+    widths = tuple(end - start for start, end in itertools.pairwise(offsets))
     if not 1 <= len(widths) <= rules.MAX_SLICES:
-        raise ValueError(f"slice_offsets: expected 2 to {rules.MAX_SLICES + 1} offsets, got {list(slice_offsets)}")
-    if slice_offsets[0] != 0 or slice_offsets[-1] != output_dim or min(widths) < 0:
-        raise ValueError(
-            f"slice_offsets: expected to rise from 0 to output_dim {output_dim}, got {list(slice_offsets)}"
-        )
-    return widths
+        raise ValueError(f"slice_offsets: expected 2 to {rules.MAX_SLICES + 1} offsets, got {list(offsets)}")
+    if offsets[0] != 0 or min(widths) < 0:
+        raise ValueError(f"slice_offsets: expected to rise from 0 to output_dim, got {list(offsets)}")
+    return offsets, widths
 
 
 def check_base_output(base_output: Any, like: torch.Tensor, output_dim: int) -> None:
@@ -113,18 +119,25 @@ def check_base_output(base_output: Any, like: torch.Tensor, output_dim: int) -> 
         raise ValueError(
             f"base_output: expected [{like.shape[0]}, at least {output_dim}], got shape {list(base_output.shape)}"
         )
+    if base_output.shape[0] > 1 and base_output.stride(0) < output_dim:
+        raise ValueError(
+            f"base_output: expected rows that do not overlap (a stride of {output_dim} or more), "
+            f"got strides {list(base_output.stride())}"
+        )
 
 
-def check_segments(segments: Any, like: torch.Tensor) -> None:
-    """Segments on the input's device."""
+def check_segments(segments: Any, like: torch.Tensor, weights: torch.Tensor, max_rank: int) -> None:
+    """Segments on the input's device, whose rows the input has and whose slots and ranks the weights have."""
     if not isinstance(segments, Segments):
         raise TypeError(f"segments: expected csgmv.Segments, got {type(segments).__name__}")
     if segments.permutation.device != like.device:
         raise ValueError(f"segments: expected them on {like.device}, got {segments.permutation.device}")
-
-
-def check_config(config: Any, expected: type[C]) -> C:
-    """A config of the operation's own class."""
-    if not isinstance(config, expected):
-        raise TypeError(f"config: expected {expected.__name__} or None, got {type(config).__name__}")
-    return config
+    if segments.least_tokens > like.shape[0]:
+        raise ValueError(f"segments: expected those of at most {like.shape[0]} tokens, got {segments.least_tokens}")
+    if segments.lora_ranks.shape[0] > weights.shape[0]:
+        raise ValueError(
+            f"segments: expected at most {weights.shape[0]} adapter slots, as the weights have, "
+            f"got {segments.lora_ranks.shape[0]}"
+        )
+    if segments.largest_rank > max_rank:
+        raise ValueError(f"segments: expected ranks of at most max_rank {max_rank}, got {segments.largest_rank}")

@@ -18,9 +18,8 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, files, launch, models, rules, workload
+from csgmv import columns, config, dispatch, figures, files, launch, measure, models, rules, workload
 from csgmv.figures import Case, Figure, Report
-from csgmv.tuning import measure
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROUNDS = 40

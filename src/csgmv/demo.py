@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from csgmv import bench, columns, dispatch, launch, rules, workload
+from csgmv import bench, columns, dispatch, launch, measure, rules, workload
 from csgmv.config import default_config
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
-from csgmv.tuning import measure
 
 
 class Batch(NamedTuple):

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
 
 from csgmv import launch, rules
-from csgmv.config import Config, default_config, from_row
+from csgmv.config import AddLoraConfig, Config, ExpandConfig, ShrinkConfig, default_config, from_row, to_row
 from csgmv.rules import Key
 from csgmv.segments import Segments
 
 # A generated key is a plain tuple: the fields of Key, in their order.
 _Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]
+C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
 Table = Mapping[tuple[str, str], Mapping[_Fields, "rules.Row | None"]]
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -132,15 +133,36 @@ def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
     return Choice(default_config(key, where.limits), "default", None, None)
 
 
-_remembered: dict[tuple[int | None, Key], Choice] = {}
+_remembered: dict[tuple[torch.device, Key], Choice] = {}
 
 
 def choose(key: Key, device: torch.device) -> Choice:
     """The config for a launch with this key on this device; resolved once, then remembered."""
-    known = _remembered.get((device.index, key))
+    known = _remembered.get((device, key))
     if known is None:
-        known = _remembered[device.index, key] = resolve(key, target(device), table())
+        known = _remembered[device, key] = resolve(key, target(device), table())
     return known
+
+
+@functools.lru_cache(maxsize=4096)
+def _fault(config: Config, key: Key, device: torch.device) -> str | None:
+    return rules.resource_fault(to_row(config), key, device_limits(device))
+
+
+def config_for(given: object, expected: type[C], key: Key, device: torch.device) -> C:
+    """The caller's own config, if it is of the operation's class and the device can run it; where none, the table's.
+
+    Raises:
+        TypeError, ValueError: naming `config`, what was expected and what came.
+    """
+    config: object = given
+    if config is None:
+        config = choose(key, device).config
+    if not isinstance(config, expected):
+        raise TypeError(f"config: expected {expected.__name__} or None, got {type(given).__name__}")
+    if given is not None and (fault := _fault(config, key, device)):
+        raise ValueError(f"config: {fault}")
+    return config
 
 
 def explain(
@@ -178,6 +200,8 @@ def explain(
     if fault := rules.key_fault(key):
         raise ValueError(fault)
     if device is None:
-        interpreted = launch.INTERPRETED or not torch.cuda.is_available()
-        device = torch.device("cpu") if interpreted else torch.device("cuda", torch.cuda.current_device())
-    return choose(key, torch.device(device))
+        device = "cpu" if launch.INTERPRETED or not torch.cuda.is_available() else "cuda"
+    where = torch.device(device)
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    return choose(key, where)

@@ -141,7 +141,7 @@ def _expand_tiles(
             column += BLOCK_N
 
 
-@triton.jit(do_not_specialize=["row_tiles", "column_programs"])
+@triton.jit(do_not_specialize=["positions", "row_tiles", "column_programs"])
 def _expand_kernel(
     # pointers
     h,
@@ -159,7 +159,7 @@ def _expand_kernel(
     end3,
     b_stride,
     base_stride,
-    split_stride,
+    positions,
     row_tiles,
     column_programs,
     # constants
@@ -169,12 +169,20 @@ def _expand_kernel(
     STAGED: tl.constexpr,  # h comes from the shrink kernel: rows by position, padded, SPLITS partials to sum
     OVERLAP: tl.constexpr,  # launched while the shrink kernel may still be running
     EVEN_N: tl.constexpr,  # every slice's width is a multiple of BLOCK_N
+    BY_8: tl.constexpr,  # sizes are multiples of 8, not all of 16, which the compiler would see for itself
     SPLITS: tl.constexpr,
     COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
+        end0 = end0 // 8 * 8
+        end1 = end1 // 8 * 8
+        end2 = end2 // 8 * 8
+        end3 = end3 // 8 * 8
+        b_stride = b_stride // 8 * 8
+        base_stride = base_stride // 8 * 8
     pid = tl.program_id(0)
     program = pid % column_programs
     pid = pid // column_programs
@@ -206,7 +214,9 @@ def _expand_kernel(
     position = start + tl.arange(0, BLOCK_M)
     row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
     live = (position < end)[:, None]
-    h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * (NUM_SLICES * MAX_RANK)
+    WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
+    h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * WIDTH
+    split_stride = positions.to(tl.int64) * WIDTH
     b_slice = lora_b + adapter.to(tl.int64) * b_stride + slice_start.to(tl.int64) * MAX_RANK
     base_row = base_output + row[:, None] * base_stride + slice_start
     if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
@@ -236,7 +246,7 @@ def launch_expand(
     lora_b: torch.Tensor,
     base_output: torch.Tensor,
     segments: Segments,
-    slice_offsets: Sequence[int],
+    slice_offsets: tuple[int, ...],
     config: ExpandConfig,
     *,
     padded: bool,
@@ -245,9 +255,9 @@ def launch_expand(
 ) -> None:
     """Start the expand kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
     max_rank = lora_b.shape[2]
-    block_m = launch.row_tile(config.block_m, segments.chunk_size)
-    row_tiles = -(-segments.chunk_size // block_m)
-    ends, even, column_programs = _columns(tuple(slice_offsets), config.block_n, config.column_tiles)
+    block_m = rules.row_tile(config.block_m, segments.chunk_size)
+    row_tiles = -(-min(segments.chunk_size, segments.num_tokens) // block_m)
+    ends, even, column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
     launch.run(
         _expand_kernel,
         segments.num_segments * row_tiles * column_programs,
@@ -266,7 +276,7 @@ def launch_expand(
             *ends,
             lora_b.shape[1] * max_rank,
             base_output.stride(0),
-            h.stride(0) if staged else 0,
+            h.shape[1] if staged else 0,
             row_tiles,
             column_programs,
         ),
@@ -277,11 +287,12 @@ def launch_expand(
             "STAGED": staged,
             "OVERLAP": overlap,
             "EVEN_N": even,
+            "BY_8": launch.by_8(*ends, base_output.stride(0)),
             "SPLITS": h.shape[0] if staged else 1,
             "COLUMN_TILES": config.column_tiles,
             "BLOCK_M": block_m,
             "BLOCK_N": config.block_n,
-            "BLOCK_K": min(config.block_k, max(16, rules.segment_bucket(max_rank))),
+            "BLOCK_K": rules.rank_step(config.block_k, max_rank),
         },
         overlap=overlap,
     )
@@ -321,16 +332,14 @@ def lora_expand(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
-    max_rank, widths = arguments.check_lora_b(lora_b, h, slice_offsets)
+    offsets, widths = arguments.check_slice_offsets(slice_offsets)
+    max_rank = arguments.check_lora_b(lora_b, h, offsets)
     arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
-    arguments.check_base_output(base_output, h, slice_offsets[-1])
-    arguments.check_segments(segments, h)
-    if segments.num_segments == 0 or h.shape[0] == 0 or slice_offsets[-1] == 0:
+    arguments.check_base_output(base_output, h, offsets[-1])
+    arguments.check_segments(segments, h, lora_b, max_rank)
+    if segments.num_segments == 0 or h.shape[0] == 0 or offsets[-1] == 0:
         return base_output
-    chosen: object = config
-    if chosen is None:
-        key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
-        chosen = dispatch.choose(key, h.device).config
-    config = arguments.check_config(chosen, ExpandConfig)
-    launch_expand(h, lora_b, base_output, segments, slice_offsets, config, padded=padded, staged=False)
+    key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
+    config = dispatch.config_for(config, ExpandConfig, key, h.device)
+    launch_expand(h, lora_b, base_output, segments, offsets, config, padded=padded, staged=False)
     return base_output

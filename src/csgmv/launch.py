@@ -7,6 +7,7 @@ Here that is done once per binary: what a binary depends on makes a key, under w
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,17 @@ from csgmv.config import ExpandConfig, ShrinkConfig
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it is known to work.
+_SHORT_WAY = (3, 4) <= rules.version_numbers(triton.__version__)[:2] <= (3, 6) and torch.version.hip is None
 _INT32_MAX = 2**31 - 1
 # Key of a binary → the binary, its launcher, the function on the device and the metadata that the launcher takes.
 _binaries: dict[tuple[Any, ...], tuple[Any, Any, Any, Any]] = {}
 
 
-def row_tile(block_m: int, chunk_size: int) -> int:
-    """Rows of a program's tile: no more than a segment has, rounded up to a power of two of at least 16."""
-    return min(block_m, max(16, rules.segment_bucket(chunk_size)))
+def by_8(*sizes: int) -> bool:
+    """Whether sizes are multiples of 8 but not all of 16: then a kernel must be told, to move 16 bytes at a time."""
+    together = math.gcd(*sizes)
+    return together % 8 == 0 and together % 16 != 0
 
 
 def options(config: ShrinkConfig | ExpandConfig | None, overlap: bool) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def run(
         constants: compile-time constants by name.
         overlap: the launch is a programmatic dependent of the one before it on the stream.
     """
-    if INTERPRETED:
+    if INTERPRETED or not _SHORT_WAY:
         kernel[(programs,)](*tensors, *sizes, **constants, **options(config, overlap))
         return
     device = tensors[0].get_device()

@@ -51,23 +51,21 @@ def add_lora(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
-    num_slices = len(slice_offsets) - 1
+    offsets, widths = arguments.check_slice_offsets(slice_offsets)
+    num_slices = len(widths)
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)
-    rank_of_b, widths = arguments.check_lora_b(lora_b, x, slice_offsets)
+    rank_of_b = arguments.check_lora_b(lora_b, x, offsets)
     if rank_of_b != max_rank or lora_a.shape[0] != lora_b.shape[0]:
         raise ValueError(
             f"lora_b: expected {lora_a.shape[0]} adapters of max_rank {max_rank} as lora_a has, "
             f"got shape {list(lora_b.shape)}"
         )
-    arguments.check_base_output(base_output, x, slice_offsets[-1])
-    arguments.check_segments(segments, x)
-    if segments.num_segments == 0 or x.shape[0] == 0 or slice_offsets[-1] == 0:
+    arguments.check_base_output(base_output, x, offsets[-1])
+    arguments.check_segments(segments, x, lora_a, max_rank)
+    if segments.num_segments == 0 or x.shape[0] == 0 or offsets[-1] == 0:
         return base_output
-    chosen: object = config
-    if chosen is None:
-        key = dispatch.add_lora_key(x.shape[1], widths, max_rank, x.dtype, segments)
-        chosen = dispatch.choose(key, x.device).config
-    config = arguments.check_config(chosen, AddLoraConfig)
+    key = dispatch.add_lora_key(x.shape[1], widths, max_rank, x.dtype, segments)
+    config = dispatch.config_for(config, AddLoraConfig, key, x.device)
     splits = config.shrink.split_k
     stage = torch.empty(
         (splits, segments.permutation.shape[0], num_slices * max_rank),
@@ -77,6 +75,6 @@ def add_lora(
     overlap = config.overlap and not launch.INTERPRETED
     launch_shrink(x, lora_a, stage, segments, num_slices, config.shrink, padded=padded, staged=True, signal=overlap)
     launch_expand(
-        stage, lora_b, base_output, segments, slice_offsets, config.expand, padded=True, staged=True, overlap=overlap
+        stage, lora_b, base_output, segments, offsets, config.expand, padded=True, staged=True, overlap=overlap
     )
     return base_output

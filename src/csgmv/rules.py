@@ -50,9 +50,14 @@ def dimensions(op: str, input_dim: int, slice_widths: Sequence[int], num_slices:
     return f"{input_dim} → {inner}" if op == "shrink" else f"{max_rank} → {widths}"
 
 
+def power_of_two(size: int) -> int:
+    """The least power of two that is at least this size; 1 for 0."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
 def segment_bucket(num_segments: int) -> int:
     """The power of two that a number of segments is rounded up to (0 and 1 share bucket 1)."""
-    return 1 << max(num_segments - 1, 0).bit_length()
+    return power_of_two(num_segments)
 
 
 def key_faults(key: Key) -> Iterator[str]:
@@ -169,19 +174,25 @@ REGISTERS_PER_THREAD = 255
 _OVERHEAD_REGISTERS = 40
 
 
-def _tile(rows: int, chunk_size: int) -> int:
-    """Rows of a tile: never more than the power of two (and 16, the least a dot takes) that holds a segment."""
-    return min(rows, max(16, segment_bucket(chunk_size)))
+def row_tile(block_m: int, chunk_size: int) -> int:
+    """Rows of a program's tile: no more than the power of two (and 16, the least a dot takes) that holds a segment."""
+    return min(block_m, max(16, power_of_two(chunk_size)))
+
+
+def rank_step(block_k: int, max_rank: int) -> int:
+    """Ranks that expand multiplies per step: no more than the power of two (and 16) that holds the whole rank."""
+    return min(block_k, max(16, power_of_two(max_rank)))
 
 
 def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
-    stage = (_tile(row["block_m"], key.chunk_size) + row["block_n"] * row["column_tiles"]) * row["block_k"] * itemsize
-    return row["num_stages"] * stage
+    rows = row_tile(row["block_m"], key.chunk_size)
+    stage = (rows + row["block_n"] * row["column_tiles"]) * row["block_k"] * itemsize
+    # The result goes through shared memory too, a tile of columns at a time; partials are float32.
+    return max(row["num_stages"] * stage, rows * row["block_n"] * (itemsize if row["split_k"] == 1 else 4))
 
 
 def _expand_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
-    depth = min(row["block_k"], max(16, segment_bucket(key.max_rank)))
-    rows = _tile(row["block_m"], key.chunk_size)
+    depth, rows = rank_step(row["block_k"], key.max_rank), row_tile(row["block_m"], key.chunk_size)
     stages = row["num_stages"] if depth < key.max_rank else 1  # the whole rank at once is not pipelined through it
     return max(stages * (row["block_n"] + rows) * depth * itemsize, rows * row["block_n"] * itemsize)
 
@@ -197,7 +208,7 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
     if (row["maxnreg"] or 0) * threads > limits.registers:
         return f"{op} reserves {row['maxnreg'] * threads} registers, the device allows {limits.registers}"
     accumulators = row["column_tiles"] if op == "shrink" else 1
-    tile = _tile(row["block_m"], key.chunk_size) * row["block_n"] * accumulators
+    tile = row_tile(row["block_m"], key.chunk_size) * row["block_n"] * accumulators
     registers = tile // threads + _OVERHEAD_REGISTERS
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
     if registers > available:
@@ -235,17 +246,13 @@ def version_numbers(version: str) -> tuple[int, ...]:
 
 def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
     """The present Triton versions, the wanted one first, then by numeric distance (of two equally far the newer)."""
-    target = (*version_numbers(wanted), 0, 0, 0)[:3]
 
-    def distance(version: str) -> tuple[bool, tuple[int, ...], tuple[int, ...]]:
-        numbers = (*version_numbers(version), 0, 0, 0)[:3]
-        return (
-            version != wanted,
-            tuple(abs(a - b) for a, b in zip(numbers, target)),
-            tuple(-number for number in numbers),
-        )
+    def number(version: str) -> int:
+        major, minor, patch = (*version_numbers(version), 0, 0, 0)[:3]
+        return (major * 1000 + minor) * 1000 + patch
 
-    return sorted(present, key=distance)
+    target = number(wanted)
+    return sorted(present, key=lambda version: (version != wanted, abs(number(version) - target), -number(version)))
 
 
 def _octaves(a: int, b: int) -> float:

@@ -34,6 +34,8 @@ class Segments:
         num_segments: number of segments, empty ones at the tail included: for Segments that were allocated or built on
             the GPU this is the capacity, which no refill changes.
         num_tokens: number of rows of x, or an upper bound of it.
+        least_tokens: rows that x must have, as far as the host knows: those of the batch that was put in last.
+        largest_rank: of lora_ranks, as far as the host knows; 0 where they came from the GPU.
     """
 
     permutation: torch.Tensor
@@ -44,6 +46,8 @@ class Segments:
     chunk_size: int
     num_segments: int
     num_tokens: int
+    least_tokens: int = 0
+    largest_rank: int = 0
     _buffer: torch.Tensor | None = None  # what the five tensors are views of, where they can be refilled
 
     @classmethod
@@ -195,7 +199,7 @@ class Segments:
         grouping = group_runs(lens, ids, adapters.host_ranks(), chunk_size)
         rows, num_segments = grouping.permutation.numel(), grouping.weight_indices.numel()
         segments, buffer = cls._uninitialised(rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device)
-        segments._upload(buffer, adapters, grouping)
+        segments._upload(buffer, adapters, grouping, num_tokens)
         return segments
 
     @classmethod
@@ -213,14 +217,15 @@ class Segments:
         return cls(permutation, indptr, indices, ranks, scalings, chunk_size, num_segments, num_tokens), buffer
 
     def _refill(self, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters) -> None:
-        buffer = self._room(int(lens.sum()), adapters)
+        num_tokens = int(lens.sum())
+        buffer = self._room(num_tokens, adapters)
         grouping = group_runs(lens, ids, adapters.host_ranks(), self.chunk_size, self.num_segments)
-        self._upload(buffer, adapters, grouping)
+        self._upload(buffer, adapters, grouping, num_tokens)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
         """The refill that never leaves the device of ids."""
         buffer = self._room(ids.numel(), adapters, ids)
-        self._upload(buffer, adapters, None)
+        self._upload(buffer, adapters, None, ids.numel())
         grouping = group_tokens(ids, self.lora_ranks, self.chunk_size, self.num_segments)
         self.seg_indptr.copy_(grouping.seg_indptr)
         self.weight_indices.copy_(grouping.weight_indices)
@@ -238,7 +243,7 @@ class Segments:
         adapters.device(self._buffer.device, *tensors)
         return self._buffer
 
-    def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: Grouping | None) -> None:
+    def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: Grouping | None, num_tokens: int) -> None:
         """Writes all that is on the host in one copy, which ends with the last row that is used.
 
         Its source is fresh pinned memory. PyTorch's pinned allocator notes the stream of each copy, and hands a block
@@ -265,6 +270,7 @@ class Segments:
             if part.is_cuda:
                 view[: part.numel()].copy_(part)
                 view[part.numel() :].zero_()
+        self.least_tokens, self.largest_rank = num_tokens, adapters.largest_rank()
 
     def __repr__(self) -> str:
         return (
@@ -282,8 +288,10 @@ def default_chunk_size(num_tokens: int) -> int:
 def _checked_chunk_size(chunk_size: int | None, num_tokens: int) -> int:
     if chunk_size is None:
         return default_chunk_size(num_tokens)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: expected 1 or more, got {chunk_size}")
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"chunk_size: expected a whole number, got {type(chunk_size).__name__}")
+    if not 1 <= chunk_size <= _MOST_TOKENS:
+        raise ValueError(f"chunk_size: expected 1 … {_MOST_TOKENS}, got {chunk_size}")
     return chunk_size
 
 

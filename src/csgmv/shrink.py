@@ -16,7 +16,7 @@ from csgmv.config import ShrinkConfig
 from csgmv.segments import Segments
 
 
-@triton.jit(do_not_specialize=["row_tiles", "split_k"])
+@triton.jit(do_not_specialize=["positions", "row_tiles", "split_k"])
 def _shrink_kernel(
     # pointers
     x,
@@ -30,7 +30,7 @@ def _shrink_kernel(
     input_dim,
     x_stride,
     a_stride,
-    split_stride,
+    positions,
     row_tiles,
     split_k,
     # constants
@@ -40,6 +40,7 @@ def _shrink_kernel(
     STAGED: tl.constexpr,  # h for the expand kernel: rows by position, slice i at column i * MAX_RANK
     SIGNAL: tl.constexpr,  # let the dependent kernel start as soon as all programs of this one have
     EVEN_K: tl.constexpr,  # input_dim is a multiple of BLOCK_K
+    BY_8: tl.constexpr,  # sizes are multiples of 8, not all of 16, which the compiler would see for itself
     COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -47,6 +48,10 @@ def _shrink_kernel(
 ):
     if SIGNAL:
         tl.extra.cuda.gdc_launch_dependents()
+    if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
+        input_dim = input_dim // 8 * 8
+        x_stride = x_stride // 8 * 8
+        a_stride = a_stride // 8 * 8
     COLUMN_PROGRAMS: tl.constexpr = (NUM_SLICES * MAX_RANK + BLOCK_N * COLUMN_TILES - 1) // (BLOCK_N * COLUMN_TILES)
     pid = tl.program_id(0)
     first_column = (pid % COLUMN_PROGRAMS) * (BLOCK_N * COLUMN_TILES)
@@ -107,7 +112,7 @@ def _shrink_kernel(
 
     WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
     if STAGED:
-        h_row = h + split.to(tl.int64) * split_stride + position.to(tl.int64) * WIDTH
+        h_row = h + (split.to(tl.int64) * positions + position.to(tl.int64)) * WIDTH
     else:
         h_row = h + row * WIDTH
     live = (position < end)[:, None]
@@ -127,7 +132,7 @@ def _shrink_kernel(
             tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "row_tiles"])
 def _sum_partials_kernel(
     # pointers
     partials,
@@ -137,13 +142,13 @@ def _sum_partials_kernel(
     weight_indices,
     lora_ranks,
     # sizes
-    split_stride,
+    positions,
+    row_tiles,
     # constants
     NUM_SLICES: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    ROW_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
@@ -151,9 +156,9 @@ def _sum_partials_kernel(
     pid = tl.program_id(0)
     slice_id = pid % NUM_SLICES
     pid = pid // NUM_SLICES
-    segment = pid // ROW_TILES
+    segment = pid // row_tiles
     adapter = tl.load(weight_indices + segment)
-    start = tl.load(seg_indptr + segment) + (pid % ROW_TILES) * BLOCK_M
+    start = tl.load(seg_indptr + segment) + (pid % row_tiles) * BLOCK_M
     end = tl.load(seg_indptr + segment + 1)
     if start >= end:
         return
@@ -167,7 +172,7 @@ def _sum_partials_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for _ in range(SPLIT_K):
         total += tl.load(source, mask=mask, other=0.0)
-        source += split_stride
+        source += positions.to(tl.int64) * WIDTH
     target = h + row[:, None] * WIDTH + (slice_id * (MAX_RANK if PADDED else rank) + column)[None, :]
     tl.store(target, total.to(h.dtype.element_ty), mask=mask)
 
@@ -186,8 +191,8 @@ def launch_shrink(
 ) -> None:
     """Start the shrink kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
     width, input_dim = lora_a.shape[1], lora_a.shape[2]
-    block_m = launch.row_tile(config.block_m, segments.chunk_size)
-    row_tiles = -(-segments.chunk_size // block_m)
+    block_m = rules.row_tile(config.block_m, segments.chunk_size)
+    row_tiles = -(-min(segments.chunk_size, segments.num_tokens) // block_m)
     column_programs = -(-width // (config.block_n * config.column_tiles))
     launch.run(
         _shrink_kernel,
@@ -206,7 +211,7 @@ def launch_shrink(
             input_dim,
             x.stride(0),
             width * input_dim,
-            h.stride(0) if staged else 0,
+            h.shape[1] if staged else 0,
             row_tiles,
             config.split_k,
         ),
@@ -217,6 +222,7 @@ def launch_shrink(
             "STAGED": staged,
             "SIGNAL": signal,
             "EVEN_K": input_dim % config.block_k == 0,
+            "BY_8": launch.by_8(input_dim, x.stride(0)),
             "COLUMN_TILES": config.column_tiles,
             "BLOCK_M": block_m,
             "BLOCK_N": config.block_n,
@@ -258,7 +264,7 @@ def lora_shrink(
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)
-    arguments.check_segments(segments, x)
+    arguments.check_segments(segments, x, lora_a, max_rank)
     shape = (x.shape[0], num_slices * max_rank)
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device)
@@ -266,11 +272,8 @@ def lora_shrink(
         arguments.check_dense("out", out, shape, like=x)
     if segments.num_segments == 0 or x.shape[0] == 0:
         return out
-    chosen: object = config
-    if chosen is None:
-        key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
-        chosen = dispatch.choose(key, x.device).config
-    config = arguments.check_config(chosen, ShrinkConfig)
+    key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
+    config = dispatch.config_for(config, ShrinkConfig, key, x.device)
     if config.split_k == 1:
         launch_shrink(x, lora_a, out, segments, num_slices, config, padded=padded, staged=False)
         return out
@@ -278,8 +281,8 @@ def lora_shrink(
         (config.split_k, segments.permutation.shape[0], shape[1]), dtype=torch.float32, device=x.device
     )
     launch_shrink(x, lora_a, partials, segments, num_slices, config, padded=padded, staged=True)
-    block_m = launch.row_tile(16, segments.chunk_size)
-    row_tiles = -(-segments.chunk_size // block_m)
+    block_m = rules.row_tile(16, segments.chunk_size)
+    row_tiles = -(-min(segments.chunk_size, segments.num_tokens) // block_m)
     launch.run(
         _sum_partials_kernel,
         segments.num_segments * row_tiles * num_slices,
@@ -292,15 +295,14 @@ def lora_shrink(
             segments.weight_indices,
             segments.lora_ranks,
         ),
-        (partials.stride(0),),
+        (partials.shape[1], row_tiles),
         {
             "NUM_SLICES": num_slices,
             "MAX_RANK": max_rank,
             "PADDED": padded,
             "SPLIT_K": config.split_k,
-            "ROW_TILES": row_tiles,
             "BLOCK_M": block_m,
-            "BLOCK_R": rules.segment_bucket(max_rank),
+            "BLOCK_R": rules.power_of_two(max_rank),
         },
     )
     return out

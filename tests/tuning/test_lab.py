@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from batches import DEVICE
-from csgmv import rules
-from csgmv.tuning import measure, space
+from csgmv import measure, rules
+from csgmv.tuning import space
 from csgmv.tuning.lab import Lab, WrongResult, ragged_batch
 from csgmv.tuning.plan import Task
 from csgmv.workload import Workload

@@ -13,7 +13,7 @@ from typing import Protocol, Union
 
 import torch
 
-from csgmv import dispatch
+from csgmv import arguments, dispatch
 from csgmv.config import ShrinkConfig
 from csgmv.expand import lora_expand
 from csgmv.segments import Segments
@@ -100,7 +100,7 @@ def chunked_sgmv_lora_shrink_forward(
     batch = segments(batch_info)
     config = None
     if split_k is not None:
-        max_rank = weights.shape[1] // num_slices
+        max_rank = arguments.check_lora_a(weights, x, num_slices)
         key = dispatch.shrink_key(weights.shape[2], max_rank, num_slices, x.dtype, batch)
         chosen = dispatch.choose(key, x.device).config
         assert isinstance(chosen, ShrinkConfig)

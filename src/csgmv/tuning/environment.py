@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import csgmv
-from csgmv.tuning import measure
+from csgmv import measure
 from csgmv.tuning.record import Run
 
 _KERNEL_MODULES = ("shrink.py", "expand.py")

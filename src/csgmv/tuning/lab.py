@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from csgmv import rules, workload
+from csgmv import measure, rules, workload
 from csgmv.config import from_row
-from csgmv.tuning import measure
 from csgmv.tuning.plan import Task, adapter_ids
 from csgmv.workload import Workload
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Union
 
 from csgmv import rules
 from csgmv.config import ExpandConfig, ShrinkConfig, default_config, to_row
-from csgmv.launch import row_tile
 from csgmv.tuning.plan import Task, parts
 
 Part = Union[ShrinkConfig, ExpandConfig]
@@ -132,7 +131,7 @@ def _runnable(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], C
 
 def _row_blocks(chunk_size: int) -> list[int]:
     """Tiles of as many rows as a segment may have (up to 128), and half as many."""
-    whole = row_tile(128, chunk_size)
+    whole = rules.row_tile(128, chunk_size)
     return [whole, whole // 2] if whole > 16 else [whole]
 
 
@@ -153,7 +152,7 @@ def _sensible(config: Part, key: rules.Key) -> bool:
             and (config.split_k == 1 or config.split_k * config.block_k <= key.input_dim)
             and config.num_stages <= max(2, _steps(config, key))
         )
-    widest, whole_rank = max(key.slice_widths), max(16, rules.segment_bucket(key.max_rank))
+    widest, whole_rank = max(key.slice_widths), rules.rank_step(rules.MAX_RANK, key.max_rank)
     walks = config.column_tiles > 1 or config.block_k < key.max_rank
     return (
         (config.column_tiles - 1) * config.block_n < widest
