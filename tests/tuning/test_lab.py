@@ -12,7 +12,7 @@ from csgmv.tuning.lab import Lab, WrongResult, ragged_batch
 from csgmv.tuning.plan import Task
 from csgmv.workload import Workload
 
-CPU, HERE = torch.device("cpu"), torch.device(DEVICE)
+CPU, HERE = torch.device("cpu"), torch.empty(0, device=DEVICE).device
 LIMITS = rules.Limits(shared_memory=101376)
 KEYS = [
     rules.Key("shrink", 72, (), 12, 3, "float32", 7, 8),
