@@ -38,7 +38,7 @@ def _difference(text: str, out: Path) -> str | None:
         return None
     diff = difflib.unified_diff(committed.splitlines(), text.splitlines(), "committed", "generated", n=0, lineterm="")
     lines = list(diff) or ["the lines are the same, their line ends are not"]
-    shown = "\n".join(line if len(line) <= 120 else f"{line[:117]}..." for line in lines[:10])
+    shown = "\n".join(line if len(line) <= 400 else f"{line[:397]}..." for line in lines[:10])
     more = f"\n… and {len(lines) - 10} lines more" if len(lines) > 10 else ""
     return f"{out}: not what the raw results give; run `python -m codegen`\n{shown}{more}"
 

@@ -172,12 +172,18 @@ def test_every_listed_type_builds_these_layers(kind: str) -> None:
 
 
 def test_layers_by_hand() -> None:
-    """NAME:INPUT_DIM:WIDTH+WIDTH…"""
+    """NAME:INPUT_DIM:W1+W2+W3"""
     assert parse_layer("qkv:1024:2048+1024+1024") == QWEN3_EMBEDDING_0_6B[0]
 
 
 @pytest.mark.parametrize("text", ["qkv:1024", "qkv:1024:", ":8:8", "o:0:8", "o:8:8+-1", "o:8:1+1+1+1+1", "o:8:x"])
 def test_malformed_layers_are_refused(text: str) -> None:
     """The message shows the form and what came."""
-    with pytest.raises(ValueError, match=r"NAME:INPUT_DIM:WIDTH\+WIDTH.* got " + repr(text).replace("+", r"\+")):
+    with pytest.raises(ValueError, match=r"NAME:INPUT_DIM:W1\+W2\+W3.* got " + repr(text).replace("+", r"\+")):
         parse_layer(text)
+
+
+def test_a_missing_folder_is_not_asked_of_the_hub(tmp_path):
+    """What looks like a path is one."""
+    with pytest.raises(ValueError, match=r"got no folder .*nowhere"):
+        layer_shapes(str(tmp_path / "nowhere"))

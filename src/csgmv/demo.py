@@ -8,6 +8,7 @@ without one the kernels are interpreted on the CPU, at a size that takes some se
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,17 +56,17 @@ class Line(NamedTuple):
     @property
     def cells(self) -> list[str]:
         """The line as a row of the table, in the order of HEADER and TIMES."""
-        tokens, ranks, chunk_size = self.batch
         error = f"{self.error:.1e}" if self.right else f"WRONG: {self.error:.1e}"
-        cells = [self.layer, self.op, str(tokens), str(len(ranks)), str(chunk_size), self.step, error]
+        step = self.step.replace("nearest ", "").replace("the default was measured best", "default")
+        cells = [self.layer, self.op, str(self.batch.tokens), step, error]
         if self.times_us is None:
             return [*cells, "-", "-", "-"]
         default, tuned = self.times_us
         return [*cells, f"{default:.1f}", f"{tuned:.1f}", f"{default / tuned:.2f}×"]
 
 
-HEADER = ("layer", "operation", "tokens", "adapters", "chunk", "config", "max error")
-TIMES = ("default µs", "tuned µs", "speed-up")
+HEADER = ("layer", "operation", "tokens", "config", "max error")
+TIMES = ("default", "tuned", "gain")  # microseconds, microseconds, their ratio
 
 
 def lines(layer: LayerShape, batch: Batch, dtype: torch.dtype, device: torch.device) -> Iterator[Line]:
@@ -105,6 +106,8 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 def run(_: argparse.Namespace) -> int:
     """Run, check and print every layer; exit status 1 where a result is wrong."""
     on_gpu = torch.cuda.is_available() and not launch.INTERPRETED
+    if not on_gpu and importlib.util.find_spec("numpy") is None:
+        raise ValueError("without a GPU, Triton interprets the kernels and needs numpy: pip install 'csgmv[interpret]'")
     if on_gpu:
         device, dtype, batches = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16, ON_GPU
         print(f"Qwen3-Embedding-0.6B's LoRA layers, {dtype}, on {torch.cuda.get_device_name(device)}")
@@ -113,7 +116,8 @@ def run(_: argparse.Namespace) -> int:
         print(f"Qwen3-Embedding-0.6B's LoRA layers, {dtype}, interpreted on the CPU: results, no times")
     for batch in batches:
         none = sum(adapter is None for adapter in ids(batch))
-        print(f"{batch.tokens} tokens, {none} without an adapter; adapters of rank {', '.join(map(str, batch.ranks))}")
+        ranks = ", ".join(map(str, batch.ranks))
+        print(f"{batch.tokens} tokens, chunk size {batch.chunk_size}, {none} rows without an adapter; ranks {ranks}")
     found: list[Line] = []
     for batch, layer in itertools.product(batches, QWEN3_EMBEDDING_0_6B):
         columns.progress(f"{layer.name}, {batch.tokens} tokens")
@@ -124,9 +128,10 @@ def run(_: argparse.Namespace) -> int:
     print(columns.aligned(header, [line.cells[: len(header)] for line in found], columns.terminal_width()))
     wrong = sum(not line.right for line in found)
     print()
+    print("config: the table's row for exactly this launch, or for the nearest one that it has a row for.")
     print("max error: largest difference from a float32 reference, relative to its largest value", end=" ")
     print(f"(allowed: {workload.TOLERANCE[dtype]:g}).")
     if on_gpu:
-        print(bench.METHOD)
+        print(f"default, tuned: microseconds. {bench.METHOD}")
     print(f"{wrong} of {len(found)} results are WRONG." if wrong else f"All {len(found)} results are right.")
     return 1 if wrong else 0

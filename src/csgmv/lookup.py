@@ -64,7 +64,7 @@ def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
         named = here._replace(triton=args.triton or here.triton)
         return (
             named,
-            "interpreted, by the rows of the GPU that the table knows best" if interpreted else "this machine's",
+            "no GPU here: answered as for the one that the table knows best" if interpreted else "this machine's",
         )
     named = here._replace(gpu=args.gpu, triton=args.triton or triton.__version__)
     if named.gpu == here.gpu and not interpreted:
@@ -99,9 +99,12 @@ def run(args: argparse.Namespace) -> int:
     choice = dispatch.resolve(key, target, dispatch.table())
     print(f"launch  {_key_text(key)}")
     print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
+    known = sorted({gpu for gpu, _ in dispatch.table()})
+    if target.gpu not in known:
+        print(f"        the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}")
     print(f"step    {choice.step}")
     if choice.source is None:
-        print("row     none: the built-in default, as far as the device's limits allow")
+        print("row     none: the built-in default, made to fit the device; `csgmv tune` finds a better one")
     else:
         print(f"row     {_key_text(choice.source)}; tuned under Triton {choice.triton}")
     print()

@@ -44,7 +44,7 @@ GATED_DENSE = frozenset(
     ]
 )
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
-_BY_HAND = "; pass its layers by hand, as --layer NAME:INPUT_DIM:WIDTH+WIDTH…"
+_BY_HAND = "; pass its layers by hand, as --layer NAME:INPUT_DIM:W1+W2+W3"
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,12 @@ QWEN3_EMBEDDING_0_6B = (
 
 
 def parse_layer(text: str) -> LayerShape:
-    """A layer given by hand, NAME:INPUT_DIM:WIDTH+WIDTH…, e.g. 'qkv:1024:2048+1024+1024'.
+    """A layer given by hand, NAME:INPUT_DIM:W1+W2+W3, e.g. 'qkv:1024:2048+1024+1024'.
 
     Raises:
         ValueError: the text has another form, a dimension is not positive, or there are more than four widths.
     """
-    wanted = (
-        f"layer: expected NAME:INPUT_DIM:WIDTH+WIDTH… with 1 to {MAX_SLICES} widths, such as qkv:1024:2048+1024+1024"
-    )
+    wanted = f"layer: expected NAME:INPUT_DIM:W1+W2+W3 with 1 to {MAX_SLICES} widths, such as qkv:1024:2048+1024+1024"
     try:
         name, input_dim, widths = text.split(":")
         layer = LayerShape(name, int(input_dim), tuple(int(width) for width in widths.split("+")))
@@ -137,6 +135,10 @@ def _load(name: str | Path, trust_remote_code: bool) -> Any:
         from transformers import AutoConfig
     except ImportError as error:
         raise ImportError("reading a model's config needs transformers: pip install 'csgmv[tune]'") from error
+    if str(name)[:1] in ("/", ".", "~"):
+        name = Path(name).expanduser()
+        if not name.is_dir():
+            raise ValueError(f"model: expected a hub name or a folder with a config.json, got no folder {name}")
     return AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code)
 
 

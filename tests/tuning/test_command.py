@@ -83,4 +83,4 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
 def test_something_to_tune_is_needed() -> None:
     """Neither a model nor a layer is an error that names both options."""
     with pytest.raises(ValueError, match="--model, --layer: expected one of them"):
-        run("--rank", "12")
+        run("--rank", "12", "--dry-run")

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,34 +26,32 @@ FAILED = 1
 _H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 
 
+def _listed(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `csgmv tune`."""
     what = parser.add_argument_group("what to tune")
-    what.add_argument(
-        "--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json"
-    )
-    what.add_argument(
-        "--layer", metavar="NAME:INPUT_DIM:WIDTH+WIDTH", action="append", default=[], help="a layer by hand"
-    )
-    what.add_argument("--rank", type=int, required=True, help="max_rank of the adapters, 1 to 256")
-    what.add_argument("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of the model")
-    what.add_argument(
-        "--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help="most rows of a segment"
-    )
-    what.add_argument("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help="batch sizes to time")
-    what.add_argument("--adapters", type=int, nargs="+", default=(), metavar="N", help="adapters in a batch (8)")
-    what.add_argument("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16")
-    what.add_argument("--ops", nargs="+", choices=rules.OPS, default=rules.OPS)
-    what.add_argument("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
-    how = parser.add_argument_group("how")
-    how.add_argument("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="of raw results (configs)")
-    how.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    how.add_argument("--processes", type=int, metavar="N", help="that compile (all processors but two)")
-    how.add_argument("--seed", type=int, default=0, help="of the random tensors")
-    how.add_argument("--force", action="store_true", help="measure also what was measured already")
-    how.add_argument(
-        "--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing"
-    )
+    add = what.add_argument
+    add("--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json")
+    add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
+    add("--rank", type=int, required=True, metavar="N", help="max_rank of the adapters, 1 to 256")
+    add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
+    chunk_sizes, tokens = f"most rows of a segment ({_listed(CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
+    add("--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help=chunk_sizes)
+    add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
+    add("--adapters", type=int, nargs="+", default=(), metavar="N", help="adapters in a batch (8, or fewer)")
+    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
+    add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
+    add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
+    add = parser.add_argument_group("how").add_argument
+    add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
+    add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
+    add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
+    add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
+    add("--force", action="store_true", help="measure also what was measured already")
+    add("--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the options do not make a plan, or a file of raw results is broken.
     """
+    if not args.dry_run and not torch.cuda.is_available():
+        print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
+        return NO_GPU
     plan = Plan(
         layers=_layers(args),
         max_rank=args.rank,
@@ -73,9 +74,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         return _dry_run(plan)
-    if not torch.cuda.is_available():
-        print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
-        return NO_GPU
     started = time.monotonic()
     with _progress() as report:
         summary = tune(
@@ -120,15 +118,16 @@ def _dry_run(plan: Plan) -> int:
     tasks = plan.tasks()
     for task in tasks:
         print(f"{_describe(task)}: {space.size(task.key, device.limits):,} configs fit")
-    print(f"{len(tasks)} keys")
+    print(f"{len(tasks)} {'key' if len(tasks) == 1 else 'keys'}")
     return 0
 
 
 def _describe(task: Task) -> str:
     key = task.key
     dims = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
-    batch = (
-        f"{task.tokens} tokens, {task.adapters} adapters" if task.adapters != 1 else f"{task.tokens} tokens, 1 adapter"
+    batch = ", ".join(
+        f"{count} {noun}{'' if count == 1 else 's'}"
+        for count, noun in ((task.tokens, "token"), (task.adapters, "adapter"))
     )
     return f"{key.op:8s} {dims}, {key.dtype}, chunk {key.chunk_size}, bucket {key.segment_bucket} ({batch})"
 

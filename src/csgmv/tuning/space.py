@@ -264,8 +264,13 @@ def size(key: rules.Key, limits: rules.Limits) -> int:
     """
     if key.op == "add_lora":
         return sum(size(part, limits) for part in parts(key))
+    return _size(key._replace(segment_bucket=1), limits)
+
+
+@functools.cache
+def _size(key: rules.Key, limits: rules.Limits) -> int:
     launches = itertools.product(VALUES[key.op]["num_warps"], VALUES[key.op]["maxnreg"])
-    tilings, _ = _runnable(key._replace(segment_bucket=1), limits)
+    tilings, _ = _runnable(key, limits)
     return sum(
         _fits(replace(config, num_warps=warps, maxnreg=cap), key, limits)  # type: ignore[arg-type]
         for warps, cap in launches
