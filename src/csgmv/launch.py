@@ -20,8 +20,8 @@ from csgmv.config import ExpandConfig, ShrinkConfig
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it is known to work.
-_SHORT_WAY = (3, 4) <= rules.version_numbers(triton.__version__)[:2] <= (3, 6) and torch.version.hip is None
+# The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it has been run.
+_SHORT_WAY = rules.version_numbers(triton.__version__)[:2] == (3, 6) and torch.version.hip is None
 _INT32_MAX = 2**31 - 1
 # Key of a binary → the binary, its launcher, the function on the device and the metadata that the launcher takes.
 _binaries: dict[tuple[Any, ...], tuple[Any, Any, Any, Any]] = {}
