@@ -57,8 +57,10 @@ class ExpandConfig:
         block_k: ranks multiplied per step; the whole rank at once where it is at least max_rank.
         column_tiles: tiles that one program computes one after the other, keeping its rows of h on chip.
         num_warps: warps of a program.
-        num_stages: depth of the software pipeline over tiles (or over block_k steps).
+        num_stages: depth of the software pipeline, through shared memory, over tiles (over block_k steps where these
+            are less than the rank); 1 loads one tile ahead through registers.
         maxnreg: registers a thread may use, or None to let the compiler choose.
+        prefetch: move the base_output of a program's first tiles into L2 while h is being fetched (num_stages > 1).
     """
 
     op: ClassVar[str] = "expand"
@@ -69,6 +71,7 @@ class ExpandConfig:
     num_warps: int = 4
     num_stages: int = 3
     maxnreg: int | None = None
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         _check(self.op, astuple(self))

@@ -43,10 +43,12 @@ def _load_h(
     mask = live if FULL else live & _up_to_rank(k, rank, MAX_RANK)[None, :]
     pointers = h_row + k[None, :]
     total = tl.load(pointers, mask=mask, other=0.0)
-    # Not static_range: then each partial would go through shared memory into the dot's layout before it is added.
-    for _ in tl.range(1, splits, num_stages=1):
-        pointers += split_stride
-        total += tl.load(pointers, mask=mask, other=0.0)
+    # Several at a time, so that their loads do not wait for each other; where there is no other, 0 is added.
+    TOGETHER: tl.constexpr = 8 if k.shape[0] * live.shape[0] <= 1024 else 2
+    present = tl.where(mask, splits, 0)
+    for first in tl.range(1, splits, TOGETHER, num_stages=1):
+        for ahead in tl.static_range(TOGETHER):
+            total += tl.load(pointers + (first + ahead) * split_stride, mask=present > first + ahead, other=0.0)
     return (total if FULL else tl.where((k < rank)[None, :], total, 0.0)).to(dtype)
 
 
@@ -71,6 +73,17 @@ def _load_base(base_row, column, live, width, EVEN_N: tl.constexpr):
     """
     mask = live if EVEN_N else live & (column < width)[None, :]
     return tl.load(base_row + column[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _prefetch_base(base_row, first_column, width, BLOCK_N: tl.constexpr):
+    """Ask for base_output's tile [BLOCK_M, BLOCK_N] to be moved into L2, a line of 128 bytes at a time."""
+    PER_LINE: tl.constexpr = 128 * 8 // base_row.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = BLOCK_N // PER_LINE if BLOCK_N > PER_LINE else 1
+    column = tl.minimum(first_column + tl.arange(0, LINES) * PER_LINE, width - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [base_row + column[None, :]], tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -105,11 +118,17 @@ def _expand_tiles(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     k = tl.arange(0, BLOCK_K)
     column = first_column + tl.arange(0, BLOCK_N)
     dtype: tl.constexpr = b_slice.dtype.element_ty
     if BLOCK_K >= MAX_RANK and NUM_STAGES > 1:
+        # The whole rank in one step: h stays on chip while the weights and base of the next tiles come in through
+        # shared memory. They are asked for only after h has arrived; meanwhile those of the first tiles move into L2.
+        if PREFETCH:
+            _prefetch_base(base_row, first_column, width, BLOCK_N)
+            _prefetch_base(base_row, first_column + BLOCK_N, width, BLOCK_N)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
         h_tile = _load_h(h_row, k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
@@ -120,8 +139,8 @@ def _expand_tiles(
             _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
             column += BLOCK_N
     elif BLOCK_K >= MAX_RANK:
-        # The whole rank in one step: h stays on chip, weights and base of a tile are loaded one tile ahead. None of
-        # the first tile's depends on the shrink kernel, so with OVERLAP they load while that is still running.
+        # The same with one tile ahead, through registers. None of the first tile's loads depends on the shrink kernel,
+        # so with OVERLAP they are under way while that is still running.
         tiles = tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))
         b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
         base_tile = _load_base(base_row, column, live, width, EVEN_N)
@@ -186,6 +205,7 @@ def _expand_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Positions start … end (at most BLOCK_M of them, at least one), all of one adapter; columns of one slice."""
     position = start + tl.arange(0, BLOCK_M)
@@ -201,13 +221,13 @@ def _expand_rows(
     if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
         _expand_tiles(
             h_row + slice_id * MAX_RANK, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
-            splits, column_tiles, True, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+            splits, column_tiles, True, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
         )  # fmt: skip
     elif rank > 0:
         h_slice = slice_id * (MAX_RANK if PADDED or STAGED else rank)
         _expand_tiles(
             h_row + h_slice, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
-            splits, column_tiles, False, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+            splits, column_tiles, False, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
         )  # fmt: skip
 
 
@@ -252,6 +272,7 @@ def _expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
         end0 = end0 // 8 * 8
@@ -289,7 +310,7 @@ def _expand_kernel(
                 h, lora_b, base_output, permutation, lora_ranks, scalings,
                 adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
                 h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
-                BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+                BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
             )  # fmt: skip
     else:
         last = tl.minimum(segment + group, num_segments)
@@ -304,7 +325,7 @@ def _expand_kernel(
                     h, lora_b, base_output, permutation, lora_ranks, scalings,
                     adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
                     h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
-                    BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+                    BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
                 )  # fmt: skip
             segment = next_segment
 
@@ -373,6 +394,7 @@ def launch_expand(
             "BLOCK_N": config.block_n,
             "BLOCK_K": rules.rank_step(config.block_k, max_rank),
             "NUM_STAGES": config.num_stages,
+            "PREFETCH": config.prefetch and not launch.INTERPRETED,
         },
         overlap=overlap,
     )

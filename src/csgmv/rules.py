@@ -118,6 +118,7 @@ _EXPAND = (
     Field("block_k", 16, 256),
     Field("column_tiles", 1, 64, power_of_two=False),
     *_LAUNCH,
+    Field("prefetch", 0, 1, boolean=True),
 )
 _ADD_LORA = (
     *(field._replace(name="shrink_" + field.name) for field in _SHRINK),
