@@ -26,6 +26,8 @@ from csgmv import expand, shrink
 
 ACCESS = re.compile(r"\b(cp\.async\.c[ag]\.shared\.global|(?:ld|st)\.global[\w.:]*)([^;\n]*)")
 INDICES = ("permutation", "seg_indptr", "weight_indices", "lora_ranks")
+COUNTS = ["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs"]
+COUNTS += ["split_k", "splits", "column_tiles"]
 KERNELS = {"shrink": shrink._shrink_kernel, "expand": expand._expand_kernel}
 
 
@@ -52,7 +54,7 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
         pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
         signature[argument] = pointers.get(argument, "i32")
         by_16 = signature[argument] != "i32" or not constants["BY_8"]
-        if by_16 and argument not in ("positions", "row_tiles", "split_k", "column_programs"):
+        if by_16 and argument not in COUNTS:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

@@ -17,25 +17,18 @@ HERE = pathlib.Path(__file__).parent
 LIMITS = rules.Limits(232_448, programmatic_launch=True)
 
 
-def shrink_case(config: ShrinkConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
+def shrink_case(config: ShrinkConfig, *, max_rank: int = 64, **constants: object) -> list:
     """A shrink kernel as `launch_shrink` would compile it."""
-    constants = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, **constants}
-    constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
+    flags = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, "GROUPED": False}
+    constants = {**flags, **constants, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
     return ["shrink", {**constants, **blocks(config)}, options(config)]
 
 
-def expand_case(config: ExpandConfig, *, num_slices: int = 3, max_rank: int = 64, **constants: object) -> list:
-    """An expand kernel as `launch_expand` would compile it."""
-    constants = {
-        "PADDED": True,
-        "STAGED": True,
-        "OVERLAP": False,
-        "EVEN_N": True,
-        "BY_8": False,
-        "SPLITS": 1,
-        **constants,
-    }
-    constants |= {"NUM_SLICES": num_slices, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
+def expand_case(config: ExpandConfig, *, max_rank: int = 64, **constants: object) -> list:
+    """An expand kernel as `launch_expand` would compile it; `splits`, if it is not given, is a run-time number."""
+    flags = {"PADDED": True, "STAGED": True, "OVERLAP": False, "EVEN_N": True, "BY_8": False, "GROUPED": False}
+    constants = {**flags, **constants, "MAX_RANK": max_rank}
+    constants |= {"NUM_STAGES": config.num_stages, "PREFETCH": config.prefetch}
     return ["expand", {**constants, **blocks(config)}, options(config)]
 
 
@@ -60,8 +53,9 @@ def compiled(cases: list[list]) -> list[dict]:
 
 PREFILL_SHRINK = ShrinkConfig(block_m=128, block_n=64, block_k=64, column_tiles=3, num_warps=8, num_stages=4)
 DECODE_SHRINK = ShrinkConfig(block_m=16, block_n=32, block_k=128, split_k=8, num_warps=4, num_stages=2)
-PREFILL_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=8, num_stages=2, maxnreg=160)
-DECODE_EXPAND = ExpandConfig(16, 64, 32, column_tiles=2, num_warps=4, num_stages=2)
+PREFILL_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=8, num_stages=1, maxnreg=160)
+PIPELINED_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=4, num_stages=3, prefetch=True)
+DECODE_EXPAND = ExpandConfig(16, 64, 32, column_tiles=2, num_warps=4, num_stages=1)
 
 
 def test_accesses_are_sixteen_bytes_wide() -> None:
@@ -70,10 +64,12 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
     A run-time stride that the compiler does not know to be a multiple of 8, or a mask an element, breaks them up: then
     2-byte accesses appear.
     """
-    uneven = expand_case(PREFILL_EXPAND, EVEN_N=False)
-    partials = expand_case(DECODE_EXPAND, max_rank=32, SPLITS=8, h="*fp32", OVERLAP=True)
-    cases = [shrink_case(PREFILL_SHRINK), expand_case(PREFILL_EXPAND), uneven, partials]
-    cases += [shrink_case(PREFILL_SHRINK, BY_8=True), expand_case(PREFILL_EXPAND, BY_8=True, EVEN_N=False)]
+    uneven = expand_case(PREFILL_EXPAND, EVEN_N=False, splits=1)
+    partials = expand_case(DECODE_EXPAND, max_rank=32, h="*fp32", OVERLAP=True)
+    pipelined = expand_case(PIPELINED_EXPAND, splits=1)
+    cases = [shrink_case(PREFILL_SHRINK), expand_case(PREFILL_EXPAND, splits=1), uneven, partials, pipelined]
+    cases += [shrink_case(PREFILL_SHRINK, BY_8=True), expand_case(PREFILL_EXPAND, BY_8=True, EVEN_N=False, splits=1)]
+    cases += [shrink_case(PREFILL_SHRINK, GROUPED=True), expand_case(PIPELINED_EXPAND, GROUPED=True, splits=1)]
     for case, code in zip(cases, compiled(cases)):
         accesses = code["accesses"]
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
@@ -87,7 +83,7 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
 def test_shared_memory_is_what_the_rules_estimate() -> None:
     """Never more than the estimate that configs are refused by, and not so little that it would refuse too many."""
     shrinks = ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK
-    expands = ExpandConfig(), PREFILL_EXPAND, DECODE_EXPAND
+    expands = ExpandConfig(), PREFILL_EXPAND, PIPELINED_EXPAND, DECODE_EXPAND
     codes = compiled([*map(shrink_case, shrinks), *map(expand_case, expands)])
     for config, code in zip((*shrinks, *expands), codes):
         dims = {"input_dim": 1024} if config.op == "shrink" else {"input_dim": 0, "slice_widths": (256, 256, 256)}
@@ -107,6 +103,6 @@ def test_odd_ranks_compile(max_rank: int) -> None:
     cases = [
         shrink_case(ShrinkConfig(block_n=32, block_k=64), max_rank=max_rank, PADDED=False, EVEN_K=False),
         expand_case(ExpandConfig(block_k=depth), max_rank=max_rank, EVEN_N=False),
-        expand_case(ExpandConfig(block_k=16), max_rank=max_rank, EVEN_N=False, SPLITS=3, h="*fp32"),
+        expand_case(ExpandConfig(block_k=16), max_rank=max_rank, EVEN_N=False, h="*fp32"),
     ]
     assert all(code["registers"] <= 255 for code in compiled(cases))

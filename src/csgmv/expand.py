@@ -232,7 +232,7 @@ def _expand_rows(
 
 
 @triton.jit(
-    do_not_specialize=["positions", "num_segments", "group", "row_tiles", "column_programs"],
+    do_not_specialize=["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs"],
     do_not_specialize_on_alignment=["splits", "column_tiles"],
 )
 def _expand_kernel(
@@ -252,7 +252,7 @@ def _expand_kernel(
     end3,
     b_stride,
     base_stride,
-    h_stride,  # num_slices * MAX_RANK
+    num_slices,
     positions,
     num_segments,
     group,  # segments of a group, see tiles.py
@@ -281,6 +281,7 @@ def _expand_kernel(
         end3 = end3 // 8 * 8
         b_stride = b_stride // 8 * 8
         base_stride = base_stride // 8 * 8
+    h_stride = num_slices * MAX_RANK
     pid = tl.program_id(0)
     program = pid % column_programs
     pid = pid // column_programs
@@ -373,7 +374,7 @@ def launch_expand(
             *ends,
             lora_b.shape[1] * max_rank,
             base_output.stride(0),
-            h.shape[-1],
+            len(slice_offsets) - 1,
             h.shape[1] if staged else 0,
             segments.num_segments,
             group,

@@ -113,7 +113,7 @@ def _shrink_rows(
                 tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["positions", "num_segments", "group", "row_tiles", "column_programs", "split_k"])
+@triton.jit(do_not_specialize=["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs", "split_k"])
 def _shrink_kernel(
     # pointers
     x,
@@ -126,7 +126,7 @@ def _shrink_kernel(
     # sizes
     input_dim,
     x_stride,
-    width,  # columns of h: num_slices * MAX_RANK
+    num_slices,
     positions,
     num_segments,
     group,  # segments of a group, see tiles.py
@@ -151,8 +151,8 @@ def _shrink_kernel(
     if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
         input_dim = input_dim // 8 * 8
         x_stride = x_stride // 8 * 8
-        width = width // 8 * 8
-    a_stride = tl.cast(width, tl.int64) * input_dim
+    width = num_slices * MAX_RANK  # columns of h
+    a_stride = width.to(tl.int64) * input_dim
     pid = tl.program_id(0)
     first_column = (pid % column_programs) * (BLOCK_N * COLUMN_TILES)
     pid = pid // column_programs
@@ -264,7 +264,7 @@ def launch_shrink(
         (
             input_dim,
             x.stride(0),
-            width,
+            num_slices,
             h.shape[1] if staged else 0,
             segments.num_segments,
             group,
