@@ -67,10 +67,7 @@ def _load_b(b_slice, column, k, rank, width, FULL: tl.constexpr, MAX_RANK: tl.co
 
 @triton.jit
 def _load_base(base_row, column, live, width, EVEN_N: tl.constexpr):
-    """base_output's tile [BLOCK_M, BLOCK_N]. It is used once: evicting it first keeps weights and h in L2.
-
-    With the same hint on the stores that is worth 1 to 3 % (H200, 30,720 tokens, rank 64: o 42.7 → 41.4 µs).
-    """
+    """base_output's tile [BLOCK_M, BLOCK_N]. It is used once: evicting it first keeps weights and h in L2."""
     mask = live if EVEN_N else live & (column < width)[None, :]
     return tl.load(base_row + column[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
 
@@ -122,6 +119,7 @@ def _expand_tiles(
 ):
     k = tl.arange(0, BLOCK_K)
     column = first_column + tl.arange(0, BLOCK_N)
+    count = tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))
     dtype: tl.constexpr = b_slice.dtype.element_ty
     if BLOCK_K >= MAX_RANK and NUM_STAGES > 1:
         # The whole rank in one step: h stays on chip while the weights and base of the next tiles come in through
@@ -132,7 +130,7 @@ def _expand_tiles(
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
         h_tile = _load_h(h_row, k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
-        for _ in tl.range(0, tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N)), num_stages=NUM_STAGES):
+        for _ in tl.range(0, count, num_stages=NUM_STAGES):
             b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
             base_tile = _load_base(base_row, column, live, width, EVEN_N)
             delta = tl.dot(h_tile, b_tile, input_precision="ieee")
@@ -141,13 +139,12 @@ def _expand_tiles(
     elif BLOCK_K >= MAX_RANK:
         # The same with one tile ahead, through registers. None of the first tile's loads depends on the shrink kernel,
         # so with OVERLAP they are under way while that is still running.
-        tiles = tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))
         b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
         base_tile = _load_base(base_row, column, live, width, EVEN_N)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
         h_tile = _load_h(h_row, k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
-        for _ in tl.range(1, tiles):
+        for _ in tl.range(1, count):
             next_b = _load_b(b_slice, column + BLOCK_N, k, rank, width, FULL, MAX_RANK, EVEN_N)
             next_base = _load_base(base_row, column + BLOCK_N, live, width, EVEN_N)
             delta = tl.dot(h_tile, b_tile, input_precision="ieee")
@@ -160,7 +157,7 @@ def _expand_tiles(
     else:
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        for _ in tl.range(0, tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))):
+        for _ in tl.range(0, count):
             base_tile = _load_base(base_row, column, live, width, EVEN_N)
             delta = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for step in tl.range(0, tl.cdiv(rank, BLOCK_K)):

@@ -113,7 +113,9 @@ def _shrink_rows(
                 tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs", "split_k"])
+@triton.jit(
+    do_not_specialize=["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs", "split_k"]
+)
 def _shrink_kernel(
     # pointers
     x,

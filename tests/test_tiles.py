@@ -1,0 +1,84 @@
+"""Tiles of several neighbouring segments: right wherever adapters change within them, and where segments are empty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from batches import DEVICE, DTYPES, assert_close, make_batch
+from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, reference, tiles
+
+SHRINK = {"block_n": 32, "block_k": 32, "column_tiles": 2}
+WAYS = {
+    "rank in steps": {"block_n": 64, "block_k": 16},
+    "one tile ahead": {"block_n": 32, "block_k": 64, "column_tiles": 2, "num_stages": 1},
+    "pipelined": {"block_n": 64, "block_k": 64, "column_tiles": 2, "num_stages": 3},
+    "pipelined, prefetched": {"block_n": 128, "block_k": 64, "num_stages": 2, "prefetch": True},
+}
+# Tokens of each of four adapters (or of fewer): one has none, one fills a tile, one ends within one …
+BATCHES = {"a token each": 5, "short segments": 40, "several tiles": 300}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_m", [64, 256])
+@pytest.mark.parametrize("chunk_size", [8, 24])
+@pytest.mark.parametrize("num_tokens", BATCHES.values(), ids=BATCHES)
+def test_one_tile_of_many_segments(num_tokens: int, chunk_size: int, block_m: int, dtype: torch.dtype) -> None:
+    """Runs of one adapter become one tile, whatever the length of its segments; several runs in one group go in turn."""
+    batch = make_batch([8, 3, 0, 16, 5], 16, 64, [64, 32], num_tokens, chunk_size=chunk_size, dtype=dtype)
+    arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
+    expected = reference.add_lora(*arguments)
+    for split_k in (1, 2):
+        shrink = ShrinkConfig(block_m=block_m, split_k=split_k, **SHRINK)
+        config = AddLoraConfig(shrink, ExpandConfig(block_m=block_m, **WAYS["one tile ahead"]))
+        result = add_lora(batch.base_output.clone(), *arguments[1:], config=config)
+        assert_close(result, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_to_expand(way: dict, overlap: bool, dtype: torch.dtype) -> None:
+    """Full and lower ranks, even and uneven widths, tiles below and above the chunk size."""
+    for block_m in (16, 64):
+        batch = make_batch([64, 3, 40], 64, 64, [256, 96, 8], 90, dtype=dtype)
+        arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
+        config = AddLoraConfig(ShrinkConfig(block_m=block_m, **SHRINK), ExpandConfig(block_m=block_m, **way), overlap)
+        result = add_lora(batch.base_output.clone(), *arguments[1:], config=config)
+        assert_close(result, reference.add_lora(*arguments), dtype)
+
+
+def test_empty_segments_at_the_tail() -> None:
+    """Allocated Segments have more segments than a batch needs, and their last group is not a whole one."""
+    segments = Segments.allocate(100, 5, chunk_size=16, device=DEVICE)
+    segments.update_from_sequences([40, 0, 33], [4, 1, 0], [8, 16, 0, 4, 16], [1.0, -0.5, 1.0, 2.0, 0.25])
+    batch = make_batch([8, 16, 0, 4, 16], 16, 64, [64, 32], 73)
+    config = AddLoraConfig(
+        ShrinkConfig(block_m=64, **SHRINK), ExpandConfig(block_m=128, **WAYS["pipelined"], prefetch=True)
+    )
+    rest = batch.x, batch.lora_a, batch.lora_b, segments, batch.slice_offsets
+    result = add_lora(batch.base_output.clone(), *rest, config=config)
+    assert_close(result, reference.add_lora(batch.base_output, *rest), torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "block_m", "dealt"),
+    [
+        (16, 16, (1, 10, 1)),
+        (16, 64, (4, 3, 1)),
+        (24, 32, (1, 7, 1)),
+        (24, 64, (2, 4, 1)),
+        (24, 16, (1, 7, 2)),
+        (64, 16, (1, 3, 4)),
+        (8, 16, (1, 19, 1)),
+        (8, 64, (4, 5, 1)),
+        (200, 64, (1, 1, 3)),
+    ],
+)
+def test_deal(chunk_size: int, block_m: int, dealt: tuple[int, int, int]) -> None:
+    """150 rows of one adapter: segments of a group, groups, tiles of a run."""
+    segments = Segments.from_sequences([150], [0], [8], [1.0], chunk_size=chunk_size, device="cpu")
+    assert tiles.deal(segments, block_m) == dealt
+    group, groups, row_tiles = dealt
+    assert groups * row_tiles * block_m >= 150
+    assert groups * group >= segments.num_segments
