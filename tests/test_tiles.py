@@ -24,7 +24,7 @@ BATCHES = {"a token each": 5, "short segments": 40, "several tiles": 300}
 @pytest.mark.parametrize("chunk_size", [8, 24])
 @pytest.mark.parametrize("num_tokens", BATCHES.values(), ids=BATCHES)
 def test_one_tile_of_many_segments(num_tokens: int, chunk_size: int, block_m: int, dtype: torch.dtype) -> None:
-    """Runs of one adapter become one tile, whatever the length of its segments; several runs in one group go in turn."""
+    """Runs of one adapter become one tile, whatever their segments; several runs in one group go in turn."""
     batch = make_batch([8, 3, 0, 16, 5], 16, 64, [64, 32], num_tokens, chunk_size=chunk_size, dtype=dtype)
     arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
     expected = reference.add_lora(*arguments)
