@@ -45,7 +45,7 @@ def test_a_row_names_the_fields_that_differ_from_the_default(capsys):
     _, text = show(capsys, "--op", "shrink", "--chunk-size", "16")
     assert "shrink on NVIDIA H200, Triton 3.10.0" in text
     row = next(line for line in text.splitlines() if line.lstrip().startswith("1024"))
-    assert row.split() == ["1024", "-", "64", "3", "bfloat16", "16", "5-8", "block_n=32", "split_k=4"]
+    assert row.split() == ["1024", "-", "64", "3", "bfloat16", "16", "6-11", "block_n=32", "split_k=4"]
     assert (
         "default: block_m=64 block_n=16 block_k=256 column_tiles=1 split_k=1 num_warps=4 num_stages=3 maxnreg=None"
         in text
@@ -64,12 +64,12 @@ def test_a_row_names_the_fields_that_differ_from_the_default(capsys):
         (["--slice-widths", "2048", "1024", "1024"], 2),
         (["--rank", "64"], 4),
         (["--slices", "3", "--dtype", "bfloat16"], 4),
-        (["--segments", "7"], 3),
+        (["--segments", "11"], 3),
         (["--segments", "1", "--gpu", "A10G"], 1),
     ],
 )
 def test_every_option_selects(argv, rows, capsys):
-    """7 segments share the bucket of 8; several options must all hold."""
+    """11 segments share the bucket of 8; several options must all hold."""
     status, text = show(capsys, *argv, "--json")
     assert status == 0
     assert len(json.loads(text)["rows"]) == rows

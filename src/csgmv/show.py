@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wanted.add_argument("--slices", type=int, metavar="N", help="num_slices")
     wanted.add_argument("--dtype", choices=rules.DTYPE_BYTES)
     wanted.add_argument("--chunk-size", type=int, metavar="N")
-    wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; its power-of-two bucket counts")
+    wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; the nearest power of two counts")
     parser.add_argument("--json", action="store_true", help="JSON, every field of a config by its name")
 
 
@@ -118,8 +118,9 @@ def _config_text(op: str, row: rules.Row | None) -> str:
 
 
 def bucket_text(bucket: int) -> str:
-    """The numbers of segments that share a bucket: 8 → '5-8'."""
-    return str(bucket) if bucket <= 2 else f"{bucket // 2 + 1}-{bucket}"
+    """The numbers of segments that share a bucket: 8 → '6-11'."""
+    least, most = rules.bucket_sizes(bucket)
+    return str(bucket) if least == most else f"{least}-{most}"
 
 
 def widths_text(widths: Iterable[int]) -> str:

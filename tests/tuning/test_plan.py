@@ -28,7 +28,7 @@ def test_of_batches_that_share_a_key_the_larger_is_timed() -> None:
 def test_keys_are_those_of_the_segments_that_the_batch_gives() -> None:
     """Uneven groups: 37 tokens over 5 adapters are 2 of 8 and 3 of 7 rows, two segments of 4 each."""
     (task,) = Plan(SMALL[:1], 8, chunk_sizes=[4], tokens=[37], adapters=[5], ops=["shrink"]).tasks()
-    assert (task.num_segments, task.key.segment_bucket) == (10, 16)
+    assert (task.num_segments, task.key.segment_bucket) == (10, 8)
 
 
 def test_no_more_adapters_than_tokens() -> None:
