@@ -5,6 +5,7 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
     faults      everything that is wrong with a parsed file
     results     a file without faults → one Result per key
     baked_row   a Result → what the table says about its key
+    launch_us   a Result → what a launch with this key then takes
 """
 
 from __future__ import annotations
@@ -31,11 +32,17 @@ class Timing(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was measured at one key: the default (None where the device cannot run it) and the rows against it."""
+    """What was measured at one key: the default (None where the device cannot run it) and the rows against it.
+
+    Rows, adapters and segments are those of the batch that was timed; other batches share the key.
+    """
 
     gpu: str
     triton: str
     key: rules.Key
+    tokens: int
+    adapters: int
+    num_segments: int
     default: Timing | None
     finalists: tuple[Timing, ...]
     noise_us: float
@@ -68,6 +75,15 @@ def baked_row(result: Result) -> rules.Row | None:
         return None if best is None else best.row
     saved = result.default.p50_us - best.p50_us
     return best.row if saved > max(result.noise_us, LEAST_GAIN * result.default.p50_us) else None
+
+
+def launch_us(result: Result) -> float:
+    """Microseconds that a launch with this key and batch takes with the table's config: its row's, or the default's."""
+    best = winner(result)
+    if best is None or (result.default is not None and baked_row(result) is None):
+        assert result.default is not None, "a record without finalists has a default"
+        return result.default.p50_us
+    return best.p50_us
 
 
 # Names end up in generated code: letters, digits and the few signs that GPU and version names have.
@@ -227,6 +243,9 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
             gpu=document["gpu"],
             triton=document["triton"],
             key=_key(document, record["chunk_size"], record["segment_bucket"]),
+            tokens=record["tokens"],
+            adapters=record["adapters"],
+            num_segments=record["num_segments"],
             default=record["default"] and timing(record["default"]),
             finalists=tuple(timing(finalist) for finalist in record["finalists"]),
             noise_us=record["noise_us"],

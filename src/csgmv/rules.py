@@ -8,6 +8,8 @@ Standard library only: the codegen loads this file by its path, because importin
     config_fault        whether a config is well formed
     resource_fault      whether a device can run it
     nearest             which stored row serves a key that has none of its own
+    batch_cell          where the chunk size of a batch is stored
+    nearest_cell        which stored chunk size serves a batch that has none of its own
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ OPS = ("shrink", "expand", "add_lora")
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_SLICES = 4
 MAX_RANK = 256
+CHUNK_SIZES = (16, 32, 64, 128)  # what the tuner tries, and what a batch whose caller names none may get
 
 
 class Key(NamedTuple):
@@ -77,6 +80,34 @@ def segment_bucket(num_segments: int) -> int:
 def bucket_sizes(bucket: int) -> tuple[int, int]:
     """The least and the largest size (from 1) whose nearest power of two is this one: 8 → (6, 11)."""
     return math.isqrt(bucket * bucket // 2) + 1, math.isqrt(2 * bucket * bucket)
+
+
+Cell = tuple[int, int]  # the nearest powers of two to a batch's rows and to its adapters
+
+
+def batch_cell(rows: int, adapters: int) -> Cell:
+    """Where the chunk size for a batch is stored.
+
+    Args:
+        rows: that use an adapter.
+        adapters: that have rows; of more than there are rows, as many as there are rows count.
+    """
+    return nearest_power_of_two(rows), nearest_power_of_two(min(adapters, rows))
+
+
+def nearest_cell(cell: Cell, present: Iterable[Cell]) -> Cell | None:
+    """The stored cell whose chunk size serves `cell`; None if there is none at all.
+
+    How full segments get depends on the rows of an adapter, how many of them share the GPU on the rows in all. So the
+    nearest cell is the one with the fewest octaves between either, added up. Of equally near ones that with fewer rows,
+    then fewer adapters, serves: its chunk size is if anything smaller, which leaves less of the last segments empty.
+    """
+
+    def distance(other: Cell) -> tuple[int, Cell]:
+        rows, adapters = (there.bit_length() - here.bit_length() for there, here in zip(other, cell))
+        return abs(rows) + abs(rows - adapters), other
+
+    return min(present, key=distance, default=None)
 
 
 def key_faults(key: Key) -> Iterator[str]:
