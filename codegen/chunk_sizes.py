@@ -21,7 +21,14 @@ class _Time(NamedTuple):
 _Times = tuple[_Time, ...]  # one for each of rules.CHUNK_SIZES
 
 
-def _times(by_chunk_size: Mapping[int, records.Result]) -> _Times | None:
+class _Measured(NamedTuple):
+    """A batch as one chunk size cuts it."""
+
+    batch: records.Batch
+    noise_us: float
+
+
+def _times(by_chunk_size: Mapping[int, _Measured]) -> _Times | None:
     """What one shape takes at one batch with every chunk size, or None where one that counts was not timed there.
 
     Once every adapter's rows make one segment, a larger chunk size would cut the very same segments. It is not asked
@@ -31,11 +38,11 @@ def _times(by_chunk_size: Mapping[int, records.Result]) -> _Times | None:
     whole = False
     for chunk_size in rules.CHUNK_SIZES:
         if not whole:
-            result = by_chunk_size.get(chunk_size)
-            if result is None:
+            if chunk_size not in by_chunk_size:
                 return None
-            times.append(_Time(records.launch_us(result), result.noise_us))
-            whole = result.num_segments <= result.adapters
+            batch, noise_us = by_chunk_size[chunk_size]
+            times.append(_Time(batch.p50_us, noise_us))
+            whole = batch.num_segments <= batch.adapters
         else:
             times.append(times[-1])
     return tuple(times)
@@ -65,17 +72,18 @@ def fastest(results: Iterable[records.Result]) -> ChunkSizes:
     """The chunk size of each cell of batches that one GPU and Triton version's results tell, sorted.
 
     Args:
-        results: one for each key. A key holds neither tokens nor adapters, and of the batches that share it only one
-            was timed: a result tells of that batch alone.
+        results: one for each key. A key holds neither tokens nor adapters; of the batches that share it, a result tells
+            of those alone that were timed.
 
     A cell's times are summed over all shapes, and over the batches if several fall into it; a shape counts at a batch
     where all chunk sizes were timed on it.
     """
-    measured: dict[tuple[int, int], dict[rules.Key, dict[int, records.Result]]] = {}
+    measured: dict[tuple[int, int], dict[rules.Key, dict[int, _Measured]]] = {}
     for result in results:
         shape = result.key._replace(chunk_size=1, segment_bucket=1)
-        batch = measured.setdefault((result.tokens, result.adapters), {})
-        batch.setdefault(shape, {})[result.key.chunk_size] = result
+        for batch in records.batches(result):
+            shapes = measured.setdefault((batch.tokens, batch.adapters), {})
+            shapes.setdefault(shape, {})[result.key.chunk_size] = _Measured(batch, result.noise_us)
 
     cells: dict[rules.Cell, list[_Times]] = defaultdict(list)
     for (tokens, adapters), shapes in measured.items():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codegen.chunk_sizes import ChunkSizes, fastest
-from codegen.source import records
+from codegen.source import records, rules
 from fabricated import ADD_LORA, DEFAULT, EXPAND, document, record_of, timing
 
 SHRINK: dict[str, Any] = {"op": "shrink"}
@@ -97,6 +97,18 @@ def test_a_launch_takes_the_time_of_what_the_table_says() -> None:
     kept = results(SHRINK, {16: 20.0}, FULL, default=default, noise_us=0.5)
     beaten = results(SHRINK, {32: 20.05, 64: 30, 128: 30}, FULL)
     assert sizes(kept, beaten) == {FULL: 32}
-    assert records.launch_us(kept[0]) == 20.1
     alone = results(SHRINK, {16: 20.0}, FULL, default=default, finalists=[])
-    assert records.launch_us(alone[0]) == 20.1
+    assert [batch.p50_us for batch in records.batches(alone[0])] == [20.1]
+
+
+def test_batches_that_share_a_key_count_where_they_were_timed_too() -> None:
+    """2048 tokens of one adapter make as many segments as those of 8: one record a key holds both batches' times."""
+    also = {16: (128, 30.0), 32: (64, 20.0), 64: (32, 25.0), 128: (16, 40.0)}
+    both = [
+        one
+        for us, (chunk_size, (segments, time)) in zip((4.0, 3.0, 2.0, 1.0), also.items())
+        for one in results(ADD_LORA, {chunk_size: us}, FULL, also=[[2048, 1, segments, time]])
+    ]
+    assert sizes(both) == {(2048, 1): 32, FULL: 128}
+    assert sizes(both[:3]) == {}
+    assert {one.key.segment_bucket for one in both} == {rules.segment_bucket(segments) for segments, _ in also.values()}
