@@ -50,6 +50,7 @@ def test_a_batch_gets_its_cells_chunk_size(on_h200: list[torch.device]) -> None:
         (30720, 1, 128),  # the same rows in all are nearer than the same rows an adapter
         (512, 32, 32),  # 16 rows an adapter, as 128 of 8
         (8192, 32, 64),  # 256 rows an adapter, as 2048 of 8
+        (1024, 64, 32),  # 16 rows an adapter: 128 of 8 are nearer than 2048 of 8
         (2, 2, 16),
         (3, 1000, 16),  # no more adapters than rows
         (0, 0, 16),

@@ -42,6 +42,15 @@ def test_bucket_sizes_are_the_ends_of_a_bucket(bucket: int) -> None:
     assert least == 1 or rules.segment_bucket(least - 1) != bucket
 
 
+@pytest.mark.parametrize(
+    ("rows", "adapters", "cell"),
+    [(30720, 8, (32768, 8)), (45, 3, (32, 4)), (3, 1000, (4, 4)), (5, 0, (4, 1)), (0, 9, (1, 1))],
+)
+def test_a_batch_has_no_more_adapters_than_rows(rows: int, adapters: int, cell: rules.Cell) -> None:
+    """However many slots there are; both count by their nearest powers of two."""
+    assert rules.batch_cell(rows, adapters) == cell
+
+
 @pytest.mark.parametrize("key", [SHRINK, EXPAND, Key("add_lora", 24, (7,), 12, 1, "float32", 128, 1)])
 def test_a_possible_key_has_no_fault(key: Key) -> None:
     """Odd widths, a slice narrower than the rank, one of no width and a rank that is no power of two are possible."""

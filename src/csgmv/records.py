@@ -88,7 +88,7 @@ def baked_row(result: Result) -> rules.Row | None:
 
 
 def batches(result: Result) -> Iterator[Batch]:
-    """Every batch timed at this key, with a launch's time by the table: the baked row's, or the default's if it stays."""
+    """Every batch timed at this key, and the time of what the table has for it: the baked row, or else the default."""
     kept = winner(result) if result.default is None or baked_row(result) is not None else result.default
     assert kept is not None, "a record without finalists has a default"
     yield Batch(result.tokens, result.adapters, result.num_segments, kept.p50_us)
