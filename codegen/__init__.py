@@ -1,5 +1,7 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
+`chunk_sizes` is the part of choosing that looks at batches instead of keys.
+
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """
 
@@ -20,18 +22,18 @@ TABLE = ROOT / "src" / "csgmv" / "_tuned_table.py"
 
 
 class Generated(NamedTuple):
-    """The source of the table, and the choices that led to it."""
+    """The source of the tables, and the choices that led to it."""
 
     text: str
     choice: Choice
 
 
 def generate(configs: Path = CONFIGS) -> Generated:
-    """Makes the table from a folder of raw results; writes nothing.
+    """Makes the tables from a folder of raw results; writes nothing.
 
     Raises:
         Faulty: with every fault of every file, or because there is no result at all.
     """
     collected = collect(configs)
     choice = choose(collected.found)
-    return Generated(render(choice.table, collected.digest), choice)
+    return Generated(render(choice, collected.digest), choice)

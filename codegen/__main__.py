@@ -21,7 +21,10 @@ def _name(target: Target, key: rules.Key) -> str:
 def _report(choice: Choice) -> Iterator[str]:
     for (gpu, triton), rows in choice.table.items():
         tuned = sum(row is not None for row in rows.values())
-        yield f"{gpu}, Triton {triton}: {tuned} rows baked, {len(rows) - tuned} keys keep the default"
+        yield (
+            f"{gpu}, Triton {triton}: {tuned} rows baked, {len(rows) - tuned} keys keep the default, "
+            f"chunk sizes for {len(choice.chunk_sizes[gpu, triton])} cells of batches"
+        )
     for target, rows in choice.table.items():
         yield from (f"default kept: {_name(target, key)}" for key, row in rows.items() if row is None)
     for duplicate in choice.duplicates:

@@ -1,4 +1,4 @@
-"""Validated results → the rows of the table: one per key, from the better of any two measurements of it."""
+"""Validated results → both tables: a row per key, of two measurements of it from the better, and chunk sizes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from codegen.chunk_sizes import ChunkSizes, fastest
 from codegen.collect import Found
 from codegen.source import records, rules
 
@@ -23,9 +24,10 @@ class Duplicate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The table in the order it is written in, and the keys that several files have."""
+    """Both tables in the order they are written in, and the keys that several files have."""
 
     table: Table
+    chunk_sizes: dict[Target, ChunkSizes]
     duplicates: list[Duplicate]
 
 
@@ -41,7 +43,7 @@ def _order(target: Target) -> tuple[str, tuple[int, ...], str]:
 
 
 def choose(found: Iterable[Found]) -> Choice:
-    """Picks one row for each key.
+    """Picks one row for each key, and one chunk size for each cell of batches.
 
     Measurements that are equal in worth fall to the first file in the order of names.
     """
@@ -50,12 +52,16 @@ def choose(found: Iterable[Found]) -> Choice:
         measured[one.result.gpu, one.result.triton][one.result.key].append(one)
 
     table: Table = {}
+    chunk_sizes: dict[Target, ChunkSizes] = {}
     duplicates = []
     for target in sorted(measured, key=_order):
         rows = table[target] = {}
+        counted = []
         for key, rivals in sorted(measured[target].items()):
             kept = max(rivals, key=_worth)
             rows[key] = records.baked_row(kept.result)
+            counted.append(kept.result)
             if dropped := tuple(rival.file for rival in rivals if rival is not kept):
                 duplicates.append(Duplicate(target, key, kept.file, dropped))
-    return Choice(table, duplicates)
+        chunk_sizes[target] = fastest(counted)
+    return Choice(table, chunk_sizes, duplicates)

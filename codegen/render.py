@@ -1,4 +1,4 @@
-"""The rows of the table → Python source, through a Jinja2 template that lets nothing but literals in."""
+"""The rows of both tables → Python source, through a Jinja2 template that lets nothing but literals in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from codegen.choose import Table
+from codegen.choose import Choice
 from codegen.source import files
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -25,8 +25,8 @@ def literal(value: object) -> str:
     raise TypeError(f"expected int, bool, None, str or a tuple of these, got {type(value).__name__}")
 
 
-def render(table: Table, digest: str) -> str:
-    """The source of `_tuned_table.py`: one entry a line, in the table's order, nothing that differs from run to run."""
+def render(choice: Choice, digest: str) -> str:
+    """The source of `_tuned_table.py`: one entry a line, in the choice's order, the same on every run."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -35,8 +35,9 @@ def render(table: Table, digest: str) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["literal"] = literal
-    rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in table.items()}
-    return environment.get_template("tuned_table.py.j2").render(table=rows, digest=digest)
+    template = environment.get_template("tuned_table.py.j2")
+    rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in choice.table.items()}
+    return template.render(table=rows, chunk_sizes=choice.chunk_sizes, digest=digest)
 
 
 def write(text: str, out: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,45 @@ def document(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
         "records": list(records) or [record()],
         **more,
     }
+
+
+# What differs from a document of shrink results, of 1024 → 3·64.
+EXPAND = {
+    "op": "expand",
+    "input_dim": 0,
+    "slice_widths": [256, 64, 64],
+    "fields": ["block_m", "block_n", "block_k", "column_tiles", "num_warps", "num_stages", "maxnreg"],
+}
+ADD_LORA = {
+    "op": "add_lora",
+    "slice_widths": [256, 64, 64],
+    "fields": [
+        *(f"shrink_{name}" for name in document()["fields"]),
+        *(f"expand_{name}" for name in EXPAND["fields"]),
+        "overlap",
+    ],
+}
+_ROWS = {"expand": [64, 64, 16, 1, 4, 3, None], "add_lora": [*BETTER, 64, 64, 16, 1, 4, 3, None, False]}
+
+
+def record_of(op: str, us: float, chunk_size: int, tokens: int, adapters: int, **more: Any) -> dict[str, Any]:
+    """A record of any operation at a batch dealt evenly, whose only finalist takes `us` microseconds."""
+    segments = adapters * -(-(tokens // adapters) // chunk_size)
+    row = _ROWS.get(op, BETTER)
+    return record(
+        **{
+            "chunk_size": chunk_size,
+            "segment_bucket": 1 << round(math.log2(segments)),
+            "tokens": tokens,
+            "adapters": adapters,
+            "num_segments": segments,
+            "default": None,
+            "candidates": [],
+            "finalists": [finalist(row, us)],
+            "noise_us": 0.01,
+            **more,
+        }
+    )
 
 
 def put(folder: Path, name: str, content: dict[str, Any]) -> Path:

@@ -178,7 +178,7 @@ def test_layers_of_a_model_folder(tmp_path):
 def test_a_run_on_a_gpu(tmp_path):
     """Right results, times no shorter than nine tenths of the floor, the figures in the file and in the README."""
     readme, numbers = tmp_path / "README.md", tmp_path / "figures.json"
-    readme.write_text(f"{figures.BEGIN}\n{figures.END}\n")
+    readme.write_text("\n".join(figures.markers("bench")))
     batch = ["--tokens", "4096", "--adapters", "4", "--rank", "16+64", "--chunk-sizes", "32", "--ops", "add_lora"]
     output = ["--markdown", "--into", str(readme), "--json", str(numbers)]
     assert cli.main(["bench", *batch, *output]) == 0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from codegen.__main__ import main
 from codegen.source import ROOT
-from fabricated import BETTER, document, finalist, put, record
+from fabricated import ADD_LORA, BETTER, document, finalist, put, record, record_of, timing
 
 
 @pytest.fixture
@@ -35,15 +35,20 @@ def run(configs: Path, *more: str) -> int:
 
 def literals(text: str) -> dict[str, Any]:
     """The names that a table's source assigns, with their values; fails unless all else is doc and annotation."""
-    doc, future, digest, table = ast.parse(text).body
+    doc, future, digest, *tables = ast.parse(text).body
     assert isinstance(doc, ast.Expr)
     assert isinstance(doc.value, ast.Constant)
     assert isinstance(future, ast.ImportFrom)
     assert future.module == "__future__"
     assert isinstance(digest, ast.Assign)
-    assert isinstance(table, ast.AnnAssign)
-    assert table.value is not None
-    return {"DIGEST": ast.literal_eval(digest.value), "TABLE": ast.literal_eval(table.value)}
+    values = {"DIGEST": ast.literal_eval(digest.value)}
+    for table in tables:
+        assert isinstance(table, ast.AnnAssign)
+        assert isinstance(table.target, ast.Name)
+        assert table.value is not None
+        values[table.target.id] = ast.literal_eval(table.value)
+    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES"}
+    return values
 
 
 def test_raw_results_become_a_table(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,12 +62,37 @@ def test_raw_results_become_a_table(configs: Path, capsys: pytest.CaptureFixture
         }
     }
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default"
+    assert lines[0] == (
+        "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, chunk sizes for 0 cells of batches"
+    )
     assert lines[1].startswith("default kept: NVIDIA H200, Triton 3.6.0, op shrink, ")
     assert "chunk_size 64" in lines[1]
     assert "chunk_size 16" in lines[2]
     assert lines[2].endswith(": h200/a.json wins over h200/b.json")
     assert lines[3].endswith("table.py: written")
+
+
+def test_raw_results_become_chunk_sizes(tmp_path: Path) -> None:
+    """Of several files that have a key only the one that is baked counts; other results change nothing."""
+    slow, quick = (
+        document(*(record_of("add_lora", us * n, size, 2048, 8) for n, size in enumerate((128, 64, 32, 16), start=1)),
+                 **ADD_LORA, triton=triton)
+        for us, triton in ((20.0, "3.10.0"), (10.0, "3.6.0"))
+    )  # fmt: skip
+    for name, content in (("b.json", slow), ("a.json", quick), ("c.json", document())):
+        put(tmp_path, f"configs/{name}", content)
+    rival = copy.deepcopy(quick)
+    rival["records"] = [record_of("add_lora", 1.0, 16, 2048, 8, default=timing(rival_row(quick), 1.1))]
+    put(tmp_path, "configs/d.json", rival)
+    assert run(tmp_path / "configs") == 0
+    assert literals((tmp_path / "table.py").read_text())["CHUNK_SIZES"] == {
+        ("NVIDIA H200", "3.6.0"): {(2048, 8): 128},
+        ("NVIDIA H200", "3.10.0"): {(2048, 8): 128},
+    }
+
+
+def rival_row(content: dict[str, Any]) -> list[Any]:
+    return [*content["records"][0]["finalists"][0]["row"][:-1], True]
 
 
 def test_the_same_results_give_the_same_bytes(configs: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from codegen.choose import Choice
 from codegen.render import literal, render, write
 from codegen.source import rules
 
@@ -26,8 +27,10 @@ def namespace(text: str) -> dict[str, Any]:
 def test_the_source_gives_the_table_back() -> None:
     """Keys and rows as plain tuples: they import four times faster than calls of classes do."""
     table = {("NVIDIA H200", "3.6.0"): {KEY: ROW, KEY._replace(chunk_size=32): None}, ("NVIDIA A100", "3.6.0"): {}}
-    variables = namespace(render(table, "sha256:0123"))
+    chunk_sizes = {("NVIDIA H200", "3.6.0"): {(1, 1): 16, (2048, 8): 64}, ("NVIDIA A100", "3.6.0"): {}}
+    variables = namespace(render(Choice(table, chunk_sizes, []), "sha256:0123"))
     assert variables["TABLE"] == table
+    assert variables["CHUNK_SIZES"] == chunk_sizes
     assert variables["DIGEST"] == "sha256:0123"
     assert {type(key) for key in variables["TABLE"]["NVIDIA H200", "3.6.0"]} == {tuple}
 
@@ -35,7 +38,10 @@ def test_the_source_gives_the_table_back() -> None:
 def test_an_entry_is_a_line() -> None:
     """So that a change in one row is a change in one line."""
     keys = [KEY._replace(chunk_size=size) for size in (16, 32, 64)]
-    lines = render({("NVIDIA H200", "3.6.0"): dict.fromkeys(keys, ROW)}, "sha256:0").splitlines()
+    target = ("NVIDIA H200", "3.6.0")
+    choice = Choice({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
+    lines = render(choice, "sha256:0").splitlines()
+    assert "        (8, 8): 16," in lines
     row = "(64, 64, 16, 1, 4, 3, None),"
     assert [line for line in lines if "expand" in line] == [
         f"        ('expand', 0, (2048,), 64, 1, 'bfloat16', {size}, 8): {row}" for size in (16, 32, 64)

@@ -29,6 +29,19 @@ def test_what_is_wider_than_the_terminal_becomes_one_field_a_line():
     assert columns.aligned(HEADER, ROWS, width=41) == columns.aligned(HEADER, ROWS)
 
 
+def test_a_last_column_is_folded_into_what_is_left():
+    """Words stay whole, and the lines that go on stand beneath; where too little is left, one field a line."""
+    rows = [["qkv", "block_m=16 block_n=128 num_warps=8"], ["o", "default"]]
+    assert columns.aligned(("layer", "config"), rows, 32, fold=True).splitlines() == [
+        "layer  config",
+        "qkv    block_m=16 block_n=128",
+        "       num_warps=8",
+        "o      default",
+    ]
+    assert columns.aligned(("layer", "config"), rows, 30, fold=True) == columns.aligned(("layer", "config"), rows, 30)
+    assert columns.aligned(("layer", "config"), rows, fold=True) == columns.aligned(("layer", "config"), rows)
+
+
 def test_a_table_without_rows_is_its_header():
     """Nothing to align is no error, on any terminal."""
     assert columns.aligned(HEADER, [], width=5) == "layer  time µs  config"

@@ -9,6 +9,7 @@ import pytest
 
 from csgmv import figures
 
+BEGIN, END = figures.markers("bench")
 CASE = figures.Case(("o", "down"), "expand", 2048, (1024,), (64,), 30720, 1, "even", 16, "bfloat16")
 RIGHT = figures.Figure(CASE, "exact", {"block_m": 64}, {"block_m": 128}, 1e-3, 2e-3, 120.0, 48.0, 30.0)
 WRONG = replace(RIGHT, tuned_error=0.5, tuned_us=None)
@@ -76,23 +77,27 @@ def test_json_has_every_number_by_name():
 
 def test_what_stands_between_the_markers_is_replaced_and_nothing_else():
     """Also when it is done again."""
-    text = f"# Title\n\n{figures.BEGIN}\n\nold\n\n{figures.END}\n\nrest\n"
-    once = figures.between_markers(text, "new")
+    other = "\n\n".join(figures.markers("peers"))
+    text = f"# Title\n\n{BEGIN}\n\nold\n\n{END}\n\n{other}\n"
+    once = figures.between_markers(text, "new", "bench")
     assert once == text.replace("old", "new")
-    assert figures.between_markers(once, "new") == once
+    assert figures.between_markers(once, "new", "bench") == once
+    assert figures.between_markers(once, "beside", "peers") == once.replace(
+        other, other.replace("\n\n", "\n\nbeside\n\n")
+    )
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        figures.BEGIN,
-        figures.END + figures.BEGIN,
-        2 * (figures.BEGIN + figures.END),
-        figures.BEGIN + 2 * figures.END,
+        BEGIN,
+        END + BEGIN,
+        2 * (BEGIN + END),
+        BEGIN + 2 * END,
     ],
 )
 def test_missing_or_repeated_markers_are_an_error(text):
     """Rather than a table in the wrong place."""
     with pytest.raises(ValueError, match="--into: expected one <!-- bench:begin -->"):
-        figures.between_markers(text, "new")
+        figures.between_markers(text, "new", "bench")

@@ -99,7 +99,7 @@ def test_shared_memory_is_what_the_rules_estimate() -> None:
 @pytest.mark.parametrize("max_rank", [1, 12, 24, 256])
 def test_odd_ranks_compile(max_rank: int) -> None:
     """Ranks that are no power of two, or below what a dot takes, compile for the GPU too."""
-    depth = max(16, rules.segment_bucket(max_rank))
+    depth = max(16, rules.power_of_two(max_rank))
     cases = [
         shrink_case(ShrinkConfig(block_n=32, block_k=64), max_rank=max_rank, PADDED=False, EVEN_K=False),
         expand_case(ExpandConfig(block_k=depth), max_rank=max_rank, EVEN_N=False),

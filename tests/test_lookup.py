@@ -27,7 +27,7 @@ def explain(capsys, *argv: str) -> str:
 def test_an_exact_row_is_printed_field_by_field(capsys):
     """With the key asked for and the key found."""
     text = explain(capsys, *SHRINK, "--segments", "6", *H200)
-    assert "launch  shrink, input_dim 1024, slices 3, rank 64, bfloat16, chunk size 16, 5-8 segments\n" in text
+    assert "launch  shrink, input_dim 1024, slices 3, rank 64, bfloat16, chunk size 16, 6-11 segments\n" in text
     assert "on      NVIDIA H200, Triton 3.5.1" in text
     assert "step    exact\n" in text
     fields = dict(line.split() for line in text.splitlines()[-8:])
@@ -59,7 +59,7 @@ def test_a_key_whose_default_was_the_best_says_so(capsys):
     """A row of None is an answer, not a miss."""
     text = explain(capsys, *SHRINK, "--segments", "64", *H200)
     assert "the default was measured best" in text
-    assert "33-64 segments; tuned under Triton 3.5.1" in text
+    assert "46-90 segments; tuned under Triton 3.5.1" in text
 
 
 def test_a_default_has_no_row(capsys):

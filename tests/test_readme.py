@@ -10,7 +10,7 @@ import shlex
 import pytest
 import torch
 
-from csgmv import cli, figures
+from csgmv import bench, cli, figures, peer_report
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -50,8 +50,9 @@ def test_commands_parse(line):
 
 
 def test_bench_finds_its_block():
-    """`--into README.md` has a place to write to."""
-    assert "| new |" in figures.between_markers(TEXT, "| new |")
+    """`--into README.md` has a place to write to, for its own figures and for those beside the peers."""
+    for name in (bench.MARKER, peer_report.MARKER):
+        assert "| new |" in figures.between_markers(TEXT, "| new |", name)
 
 
 def test_every_module_is_on_the_map():

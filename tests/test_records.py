@@ -123,6 +123,32 @@ def test_a_missing_field_is_told(path: str) -> None:
     assert faults(bent(path, REMOVED)) == [f"$.{path}: missing"]
 
 
+def test_further_batches_of_a_key_may_be_left_out() -> None:
+    """Then there are none."""
+    assert the_result().also == ()
+    result = the_result(also=[[9, 6, 6, 12.5], [80, 5, 10, 13.0]])
+    assert list(records.batches(result)) == [(101, 5, 7, 20.0), (9, 6, 6, 12.5), (80, 5, 10, 13.0)]
+    assert next(records.batches(the_result(tuned_us=29.95))) == (101, 5, 7, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("also", "fault"),
+    [
+        (None, ": expected an array, got None"),
+        ([[9, 6, 7]], "[0]: expected an array of 4, got [9, 6, 7]"),
+        ([[0, 6, 7, 12.5]], "[0][0]: expected an integer from 1"),
+        ([[9, 6, 7, 0]], "[0][3]: expected a number above 0"),
+        ([[9, 6, 12, 12.5]], "[0][2]: expected a number of segments with bucket 8, got 12"),
+        ([[101, 5, 7, 12.5]], "[0]: the batch of 101 tokens and 5 adapters stands there already"),
+        ([[9, 6, 7, 12.5], [9, 6, 8, 12.5]], "[1]: the batch of 9 tokens and 6 adapters stands there already"),
+    ],
+)
+def test_further_batches_of_a_key_are_checked(also: Any, fault: str) -> None:
+    """Each has the record's bucket and is a batch of its own."""
+    (found,) = faults(document(record(also=also)))
+    assert found.startswith(f"$.records[0].also{fault}")
+
+
 def test_an_unknown_field_is_told() -> None:
     """At any depth, in quotes where the name is no plain word."""
     assert faults(bent("records[0].accuracy.worst", 1)) == ["$.records[0].accuracy.worst: unknown field"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from csgmv import rules
@@ -13,11 +15,40 @@ ROW = (64, 16, 256, 1, 1, 4, 3, None)
 H200 = rules.Limits(shared_memory=232448, programmatic_launch=True)
 
 
-@pytest.mark.parametrize(("segments", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (4097, 8192)])
-def test_segment_bucket_is_the_next_power_of_two(segments: int, bucket: int) -> None:
-    """A bucket holds its own number of segments, and a bucket's bucket is itself."""
+@pytest.mark.parametrize(
+    ("segments", "bucket"),
+    [(0, 1), (1, 1), (2, 2), (3, 4), (5, 4), (6, 8), (36, 32), (45, 32), (46, 64), (136, 128), (2**31 - 1, 2**31)],
+)
+def test_segment_bucket_is_the_nearest_power_of_two(segments: int, bucket: int) -> None:
+    """As a ratio; a bucket's bucket is itself."""
     assert rules.segment_bucket(segments) == bucket
     assert rules.segment_bucket(bucket) == bucket
+
+
+def test_no_other_power_of_two_is_nearer() -> None:
+    """In exact fractions, for every number up to 5000; no number lies in the middle."""
+    powers = [1 << k for k in range(15)]
+    for number in range(1, 5001):
+        ratios = [Fraction(max(number, power), min(number, power)) for power in powers]
+        assert ratios.count(min(ratios)) == 1
+        assert rules.nearest_power_of_two(number) == powers[ratios.index(min(ratios))]
+
+
+@pytest.mark.parametrize("bucket", [1, 2, 4, 8, 64, 2**20])
+def test_bucket_sizes_are_the_ends_of_a_bucket(bucket: int) -> None:
+    """Both ends are in it, and what lies past them is not."""
+    least, most = rules.bucket_sizes(bucket)
+    assert [rules.segment_bucket(size) == bucket for size in (least, most, most + 1)] == [True, True, False]
+    assert least == 1 or rules.segment_bucket(least - 1) != bucket
+
+
+@pytest.mark.parametrize(
+    ("rows", "adapters", "cell"),
+    [(30720, 8, (32768, 8)), (45, 3, (32, 4)), (3, 1000, (4, 4)), (5, 0, (4, 1)), (0, 9, (1, 1))],
+)
+def test_a_batch_has_no_more_adapters_than_rows(rows: int, adapters: int, cell: rules.Cell) -> None:
+    """However many slots there are; both count by their nearest powers of two."""
+    assert rules.batch_cell(rows, adapters) == cell
 
 
 @pytest.mark.parametrize("key", [SHRINK, EXPAND, Key("add_lora", 24, (7,), 12, 1, "float32", 128, 1)])

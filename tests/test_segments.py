@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from csgmv.adapters import Adapters
 from csgmv.grouping import group_tokens, segment_capacity
-from csgmv.segments import Segments, default_chunk_size
+from csgmv.segments import Segments
 
 gpu = pytest.mark.gpu
 unhurried = settings(deadline=None, max_examples=60)  # a busy machine is no fault
@@ -178,11 +178,12 @@ def test_tensors_are_int32_and_float32_views_of_one_aligned_buffer():
         assert all(view.data_ptr() % 16 == 0 for view in views)
 
 
-def test_the_default_chunk_size_grows_with_the_batch():
-    """chunk_size=None asks default_chunk_size, once: refilling keeps what was allocated."""
-    assert Segments.from_tokens([0] * 5, [8], [1.0], device="cpu").chunk_size == default_chunk_size(5) == 16
+def test_the_chunk_size_grows_with_the_batch():
+    """That of the rows with an adapter; refilling keeps what was allocated."""
+    assert Segments.from_tokens([0] * 5, [8], [1.0], device="cpu").chunk_size == 16
+    assert Segments.from_sequences([2047, 9000], [0, None], [8], [1.0], device="cpu").chunk_size == 16
     large = Segments.allocate(4096, 2, device="cpu")
-    assert large.chunk_size == default_chunk_size(4096) == 64
+    assert large.chunk_size == 64
     large.update_from_tokens([0] * 5, [8], [1.0])
     assert large.chunk_size == 64
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from csgmv import cli, dispatch, rules
+from csgmv import chunk_sizes, cli, columns, dispatch, rules
 
 SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
@@ -16,10 +16,17 @@ TABLE = {
     ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None)},
 }
 
+CELLS = {
+    ("NVIDIA H200", "3.10.0"): {(2048, 8): 64, (1, 1): 16, (2048, 1): 128},
+    ("NVIDIA H200", "3.5.1"): {(1, 1): 32},
+    ("NVIDIA A10G", "3.6.0"): {},
+}
+
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     monkeypatch.setattr(dispatch, "table", lambda: TABLE)
+    monkeypatch.setattr(chunk_sizes, "table", lambda: CELLS)
 
 
 def show(capsys, *argv: str) -> tuple[int, str]:
@@ -45,7 +52,7 @@ def test_a_row_names_the_fields_that_differ_from_the_default(capsys):
     _, text = show(capsys, "--op", "shrink", "--chunk-size", "16")
     assert "shrink on NVIDIA H200, Triton 3.10.0" in text
     row = next(line for line in text.splitlines() if line.lstrip().startswith("1024"))
-    assert row.split() == ["1024", "-", "64", "3", "bfloat16", "16", "5-8", "block_n=32", "split_k=4"]
+    assert row.split() == ["1024", "-", "64", "3", "bfloat16", "16", "6-11", "block_n=32", "split_k=4"]
     assert (
         "default: block_m=64 block_n=16 block_k=256 column_tiles=1 split_k=1 num_warps=4 num_stages=3 maxnreg=None"
         in text
@@ -64,12 +71,12 @@ def test_a_row_names_the_fields_that_differ_from_the_default(capsys):
         (["--slice-widths", "2048", "1024", "1024"], 2),
         (["--rank", "64"], 4),
         (["--slices", "3", "--dtype", "bfloat16"], 4),
-        (["--segments", "7"], 3),
+        (["--segments", "11"], 3),
         (["--segments", "1", "--gpu", "A10G"], 1),
     ],
 )
 def test_every_option_selects(argv, rows, capsys):
-    """7 segments share the bucket of 8; several options must all hold."""
+    """11 segments share the bucket of 8; several options must all hold."""
     status, text = show(capsys, *argv, "--json")
     assert status == 0
     assert len(json.loads(text)["rows"]) == rows
@@ -90,9 +97,55 @@ def test_json_names_every_field(capsys):
     assert (shrink["gpu"], shrink["input_dim"], shrink["slice_widths"]) == ("NVIDIA H200", 1024, [])
 
 
+def test_chunk_sizes_stand_beneath(capsys):
+    """For each GPU and version that has some: a line for a number of adapters, a column for a number of rows."""
+    _, text = show(capsys)
+    older, newer = text.split("\nchunk size where none is given, ")[1:]
+    assert "on NVIDIA H200, Triton 3.5.1\n" in older
+    assert [line.split() for line in newer.splitlines()[1:]] == [
+        ["adapters", "1", "rows", "2048", "rows"],
+        ["1", "16", "128"],
+        ["8", "-", "64"],
+    ]
+    assert "chunk size where" not in show(capsys, "--op", "expand")[1]
+    assert "chunk size where" not in show(capsys, "--gpu", "A10G")[1]
+    assert show(capsys, "--triton", "3.5.1")[1].count("chunk size where") == 1
+
+
+def test_json_has_the_chunk_sizes(capsys):
+    """Of the GPUs and versions asked for."""
+    _, text = show(capsys, "--triton", "3.5.1", "--json")
+    assert json.loads(text)["chunk_sizes"] == [
+        {"gpu": "NVIDIA H200", "triton": "3.5.1", "rows": 1, "adapters": 1, "chunk_size": 32}
+    ]
+    assert len(json.loads(show(capsys, "--json")[1])["chunk_sizes"]) == 4
+
+
+@pytest.mark.parametrize("segments", ["0", "-3"])
+def test_a_number_of_segments_that_no_launch_has_is_refused(segments, capsys):
+    """By the option's name: 0 would be served as 1."""
+    assert cli.main(["show", "--segments", segments]) == 2
+    assert f"--segments: expected a positive number, got {segments}" in capsys.readouterr().err
+
+
+def test_a_config_of_both_parts_is_told_by_part(monkeypatch, capsys):
+    """Without the prefix at every field, and folded to the terminal."""
+    key = rules.Key("add_lora", 1024, (2048,), 64, 1, "bfloat16", 16, 8)
+    row = (64, 32, 256, 1, 4, 4, 3, None, 64, 128, 16, 1, 4, 3, None, True)
+    monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.6.0"): {tuple(key): row}})
+    _, text = show(capsys, "--all")
+    assert " shrink(block_n=32 split_k=4) expand(block_n=128) overlap=True\n" in text
+    monkeypatch.setattr(columns, "terminal_width", lambda: 100)
+    _, text = show(capsys, "--all")
+    assert max(map(len, text.splitlines()[1:])) <= 100
+    assert " shrink(block_n=32 split_k=4)\n" in text
+    assert text.split() == show(capsys, "--all")[1].split()
+
+
 def test_a_tree_without_a_table_is_told(monkeypatch, capsys):
     """An uninstalled tree, or a wheel that was built without its hook."""
     monkeypatch.setattr(dispatch, "table", dict)
+    monkeypatch.setattr(chunk_sizes, "table", dict)
     status, text = show(capsys)
     assert status == 1
     assert ": 0 keys" in text

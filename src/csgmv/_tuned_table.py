@@ -1,7 +1,8 @@
 # Generated from configs/ by `python -m codegen`; edits here are lost.
 """The tuned configs by GPU and Triton version; `csgmv.rules` has the fields of keys (`Key`) and rows (`FIELDS`).
 
-A row of None: measured, and nothing beat the built-in default. DIGEST tells the inputs apart.
+A row of None: measured, and nothing beat the built-in default. CHUNK_SIZES: the fastest chunk size by the nearest powers
+of two to a batch's rows and adapters (`csgmv.rules.batch_cell`). DIGEST tells the inputs apart.
 """
 
 from __future__ import annotations
@@ -264,5 +265,17 @@ TABLE: dict[
         ('shrink', 3072, (), 64, 1, 'bfloat16', 128, 16): (64, 16, 256, 1, 1, 4, 4, None),
         ('shrink', 3072, (), 64, 1, 'bfloat16', 128, 64): (64, 64, 128, 1, 1, 4, 5, None),
         ('shrink', 3072, (), 64, 1, 'bfloat16', 128, 256): (64, 64, 64, 1, 1, 4, 3, None),
+    },
+}
+
+CHUNK_SIZES: dict[tuple[str, str], dict[tuple[int, int], int]] = {
+    ('NVIDIA H200', '3.6.0'): {
+        (1, 1): 16,
+        (128, 8): 16,
+        (256, 32): 16,
+        (512, 8): 64,
+        (2048, 8): 64,
+        (8192, 8): 128,
+        (32768, 8): 128,
     },
 }

@@ -2,6 +2,7 @@
 
 The floor is the bytes that an operation must move, over the bandwidth of a device-to-device copy measured in the same
 run. Times are median GPU times with a cold L2, of the two configs in turn. A wrong result is reported and not timed.
+With --peers it measures nothing and tells what bench_peers.py measured beside other projects' kernels.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, files, launch, measure, models, rules, workload
+from csgmv import columns, config, dispatch, figures, files, launch, measure, models, peer_report, rules, workload
 from csgmv.figures import Case, Figure, Report
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROUNDS = 40
 COPIED_BYTES = 1 << 30
+MARKER = "bench"
 METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
 
 
@@ -80,9 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--into",
         type=pathlib.Path,
         metavar="FILE",
-        help=f"with --markdown: put it into FILE between {figures.BEGIN} and {figures.END}",
+        help="with --markdown: put it into FILE between its bench (with --peers: its peers) markers, such as "
+        f"{' and '.join(figures.markers(MARKER))}",
     )
     output.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to FILE")
+    peer_report.add_arguments(parser)
 
 
 def layers(args: argparse.Namespace) -> list[models.LayerShape]:
@@ -221,23 +225,32 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
     )
 
 
+def _inserted(path: pathlib.Path, markdown: str) -> str:
+    return figures.between_markers(path.read_text(encoding="utf-8"), markdown, MARKER)
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and print; exit status 1 where a result was wrong.
 
     Raises:
-        ValueError: there is no GPU, or the options do not fit together.
+        ValueError: there is no GPU, the options do not fit together, or a file of --peers is malformed.
     """
     if args.into is not None and not args.markdown:
         raise ValueError("--into: expected together with --markdown")
+    if args.peers is not None:
+        return peer_report.run(args)
+    for option in ("plot", "measured_on"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')}: expected together with --peers")
     if launch.INTERPRETED or not torch.cuda.is_available():
         raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
     if args.into is not None:
-        figures.between_markers(args.into.read_text(encoding="utf-8"), "")  # rather now than after minutes of measuring
+        _inserted(args.into, "")  # rather now than after minutes of measuring
     measured = report(args, torch.device("cuda", torch.cuda.current_device()))
     if args.json is not None:
         files.replace(args.json, measured.json())
     if args.into is not None:
-        files.replace(args.into, figures.between_markers(args.into.read_text(encoding="utf-8"), measured.markdown()))
+        files.replace(args.into, _inserted(args.into, measured.markdown()))
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if all(each.right for each in measured.figures) else 1

@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Check = Callable[[Any, str], Iterator[str]]  # (a value, its JSON path) → its faults
@@ -159,20 +159,21 @@ def _members(value: Any, path: str) -> Iterator[str]:
         yield f"{member(path, name)}: given more than once"
 
 
-def record(**members: Check) -> Check:
-    """An object with just these members: none missing, none unknown."""
+def record(optional: Mapping[str, Check] | None = None, /, **members: Check) -> Check:
+    """An object with just these members: none missing but optional ones, none unknown."""
+    known = {**members, **(optional or {})}
 
     def check(value: Any, path: str) -> Iterator[str]:
         yield from _members(value, path)
         if not isinstance(value, dict):
             return
         for name in value:
-            if name not in members:
+            if name not in known:
                 yield f"{member(path, name)}: unknown field"
-        for name, inner in members.items():
+        for name, inner in known.items():
             if name in value:
                 yield from inner(value[name], member(path, name))
-            else:
+            elif name in members:
                 yield f"{member(path, name)}: missing"
 
     return check

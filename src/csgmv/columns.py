@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 _GAP = "  "
+_LEAST_FOLDED = 24  # characters of a column that is folded; narrower ones are no longer read with ease
 
 
 def _numeric(cell: str) -> bool:
@@ -25,19 +28,39 @@ def _records(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n\n".join(blocks)
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """The rows under their header, in columns; one field a line where that is wider than `width` characters."""
+def folded(text: str, width: int | None) -> list[str]:
+    """A text as lines of at most so many characters (None: as one line), words left whole."""
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, *, fold: bool = False
+) -> str:
+    """The rows under their header, in columns; one field a line where that is wider than `width` characters.
+
+    With `fold`, the last column is first of all folded into what the others leave of the width, if that is enough.
+    """
     cells = [header, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     if rows and width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
-        return _records(header, rows)
+        left = width - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1)
+        if not fold or left < _LEAST_FOLDED:
+            return _records(header, rows)
+        widths[-1] = left
     right = [_right_aligned(rows, i) for i in range(len(header))]
 
-    def line(row: Sequence[str]) -> str:
-        padded = (cell.rjust(n) if to_right else cell.ljust(n) for cell, n, to_right in zip(row, widths, right))
-        return _GAP.join(padded).rstrip()
+    def lines(row: Sequence[str]) -> str:
+        last = folded(row[-1], widths[-1] if fold else None)
+        parts = itertools.zip_longest(*([cell] for cell in row[:-1]), last, fillvalue="")
+        padded = (
+            (cell.rjust(n) if to_right else cell.ljust(n) for cell, n, to_right in zip(part, widths, right))
+            for part in parts
+        )
+        return "\n".join(_GAP.join(line).rstrip() for line in padded)
 
-    return "\n".join(map(line, cells))
+    return "\n".join(map(lines, cells))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -15,7 +15,9 @@ import triton
 from csgmv import launch, rules
 from csgmv.config import AddLoraConfig, Config, ExpandConfig, ShrinkConfig, default_config, from_row, to_row
 from csgmv.rules import Key
-from csgmv.segments import Segments
+
+if TYPE_CHECKING:
+    from csgmv.segments import Segments  # which asks this module, by way of chunk_sizes, where it is
 
 # A generated key is a plain tuple: the fields of Key, in their order.
 _Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 
 from csgmv import columns, rules
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
 
 @dataclass(frozen=True)
 class Case:
@@ -159,13 +157,19 @@ class Report:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-def between_markers(text: str, inserted: str) -> str:
-    """The text with what stands between its two marker lines replaced.
+def markers(name: str) -> tuple[str, str]:
+    """The lines of a file between which figures of one kind ("bench", "peers") are put."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def between_markers(text: str, inserted: str, name: str) -> str:
+    """The text with what stands between the two marker lines of this name replaced.
 
     Raises:
         ValueError: the markers are missing, repeated or in the wrong order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"--into: expected one {BEGIN} and after it one {END} in the file")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{inserted}\n\n{END}{rest.split(END)[1]}"
+    begin, end = markers(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"--into: expected one {begin} and after it one {end} in the file")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{inserted}\n\n{end}{rest.split(end)[1]}"

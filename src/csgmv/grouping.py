@@ -20,6 +20,26 @@ class Grouping(NamedTuple):
     permutation: torch.Tensor
 
 
+class Gathered(NamedTuple):
+    """Rows gathered by adapter, not cut yet; on the host.
+
+    Attributes:
+        slot_starts: int64 [num_loras + 1], position of each slot's first row, and last the number of rows.
+        permutation: int64 [rows], as `Segments` describes it.
+    """
+
+    slot_starts: torch.Tensor
+    permutation: torch.Tensor
+
+    def active_adapters(self) -> int:
+        """The number of slots that have rows."""
+        return int(self.slot_starts.diff().count_nonzero())
+
+    def cut(self, chunk_size: int, num_segments: int | None = None) -> Grouping:
+        """Segments of at most chunk_size rows: num_segments of them, the last ones empty; None for no empty ones."""
+        return Grouping(*_cut(self.slot_starts, chunk_size, num_segments), self.permutation)
+
+
 def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
     """The most segments that num_tokens rows of num_loras slots can make.
 
@@ -30,17 +50,13 @@ def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
     return first_rows + (num_tokens - first_rows) // chunk_size if num_loras else 0
 
 
-def group_runs(
-    lens: torch.Tensor, ids: torch.Tensor, ranks: torch.Tensor, chunk_size: int, num_segments: int | None = None
-) -> Grouping:
-    """Groups runs of rows by adapter, on the host. Sorts the runs, never the rows.
+def gather_runs(lens: torch.Tensor, ids: torch.Tensor, ranks: torch.Tensor) -> Gathered:
+    """Gathers runs of rows by adapter, on the host. Sorts the runs, never the rows.
 
     Args:
         lens: int64 [num_runs], rows of each run; the runs follow one another in x.
         ids: int64 [num_runs], slot of each run, or -1.
         ranks: integers [num_loras]; rows of a rank-0 slot are left out.
-        chunk_size: most rows of a segment.
-        num_segments: segments to return, the last ones empty; None for as many as there are.
     """
     num_loras = ranks.numel()
     slots = _slots(ids, ranks)
@@ -53,7 +69,7 @@ def group_runs(
     positions = lens.cumsum(0) - lens
     permutation = torch.repeat_interleave(first_rows - positions, lens, output_size=rows)
     permutation += torch.arange(rows, device=lens.device)
-    return Grouping(*_cut(slot_starts, chunk_size, num_segments), permutation)
+    return Gathered(slot_starts, permutation)
 
 
 def group_tokens(ids: torch.Tensor, ranks: torch.Tensor, chunk_size: int, num_segments: int) -> Grouping:

@@ -5,6 +5,7 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
     faults      everything that is wrong with a parsed file
     results     a file without faults → one Result per key
     baked_row   a Result → what the table says about its key
+    batches     a Result → the batches that were timed with that row, and how long they take
 """
 
 from __future__ import annotations
@@ -30,16 +31,32 @@ class Timing(NamedTuple):
     samples: int
 
 
+class Batch(NamedTuple):
+    """A batch, and microseconds (median) of a launch on it with what the table has for its key."""
+
+    tokens: int
+    adapters: int
+    num_segments: int
+    p50_us: float
+
+
 class Result(NamedTuple):
-    """What was measured at one key: the default (None where the device cannot run it) and the rows against it."""
+    """What was measured at one key: the default (None where the device cannot run it) and the rows against it.
+
+    Tokens, adapters and segments are those of the batch that they were timed on; `also` are others that share the key.
+    """
 
     gpu: str
     triton: str
     key: rules.Key
+    tokens: int
+    adapters: int
+    num_segments: int
     default: Timing | None
     finalists: tuple[Timing, ...]
     noise_us: float
     date: str
+    also: tuple[Batch, ...] = ()
 
 
 def winner(result: Result) -> Timing | None:
@@ -68,6 +85,14 @@ def baked_row(result: Result) -> rules.Row | None:
         return None if best is None else best.row
     saved = result.default.p50_us - best.p50_us
     return best.row if saved > max(result.noise_us, LEAST_GAIN * result.default.p50_us) else None
+
+
+def batches(result: Result) -> Iterator[Batch]:
+    """Every batch timed at this key, and the time of what the table has for it: the baked row, or else the default."""
+    kept = winner(result) if result.default is None or baked_row(result) is not None else result.default
+    assert kept is not None, "a record without finalists has a default"
+    yield Batch(result.tokens, result.adapters, result.num_segments, kept.p50_us)
+    yield from result.also
 
 
 # Names end up in generated code: letters, digits and the few signs that GPU and version names have.
@@ -158,6 +183,14 @@ def _record_faults(value: Any, path: str) -> Iterator[str]:
         yield checks.expected(wanted, value["segment_bucket"], f"{path}.segment_bucket")
     if value["default"] is None and not value["finalists"]:
         yield f"{path}.finalists: expected one or more where default is null, got none"
+    seen = [[value["tokens"], value["adapters"]]]
+    for index, (*batch, num_segments, _) in enumerate(value.get("also", ())):
+        if rules.segment_bucket(num_segments) != value["segment_bucket"]:
+            wanted = f"a number of segments with bucket {value['segment_bucket']}"
+            yield checks.expected(wanted, num_segments, f"{path}.also[{index}][2]")
+        if batch in seen:
+            yield f"{path}.also[{index}]: the batch of {batch[0]} tokens and {batch[1]} adapters stands there already"
+        seen.append(batch)
     rows = [finalist["row"] for finalist in value["finalists"]]
     for index, row in enumerate(rows):
         if row in rows[:index]:
@@ -168,6 +201,7 @@ def _record(op: str, num_runs: int) -> checks.Check:
     row = _row(op) if op in rules.OPS else checks.anything
     return checks.then(
         checks.record(
+            {"also": checks.array(checks.entries(_COUNT, _COUNT, _COUNT, _MICROSECONDS))},
             run=checks.integer(0, num_runs - 1),
             chunk_size=_COUNT,
             segment_bucket=_COUNT,
@@ -227,8 +261,12 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
             gpu=document["gpu"],
             triton=document["triton"],
             key=_key(document, record["chunk_size"], record["segment_bucket"]),
+            tokens=record["tokens"],
+            adapters=record["adapters"],
+            num_segments=record["num_segments"],
             default=record["default"] and timing(record["default"]),
             finalists=tuple(timing(finalist) for finalist in record["finalists"]),
             noise_us=record["noise_us"],
             date=document["runs"][record["run"]]["date"],
+            also=tuple(Batch(*batch) for batch in record.get("also", ())),
         )

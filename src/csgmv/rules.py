@@ -8,11 +8,14 @@ Standard library only: the codegen loads this file by its path, because importin
     config_fault        whether a config is well formed
     resource_fault      whether a device can run it
     nearest             which stored row serves a key that has none of its own
+    batch_cell          where the chunk size of a batch is stored
+    nearest_cell        which stored chunk size serves a batch that has none of its own
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Union
 
@@ -23,6 +26,7 @@ OPS = ("shrink", "expand", "add_lora")
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_SLICES = 4
 MAX_RANK = 256
+CHUNK_SIZES = (16, 32, 64, 128)  # what the tuner tries, and what a batch whose caller names none may get
 
 
 class Key(NamedTuple):
@@ -55,9 +59,55 @@ def power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
+def nearest_power_of_two(size: int) -> int:
+    """The power of two nearest to a size as a ratio: 45 → 32, 46 → 64; 1 for 0.
+
+    Of p and 2 · p, p is nearer to n where n · n < 2 · p · p; they are never equal, so that there is no tie. Said in
+    bits, for one step on the way to a launch: 2^k is nearest where n · n has 2 · k or 2 · k + 1 of them.
+    """
+    return 1 << ((size * size).bit_length() >> 1)
+
+
 def segment_bucket(num_segments: int) -> int:
-    """The power of two that a number of segments is rounded up to (0 and 1 share bucket 1)."""
-    return power_of_two(num_segments)
+    """The power of two nearest to a number of segments (0 and 1 share bucket 1).
+
+    Nearest, not next: a batch has a few segments more than its adapters' rows fill, since each adapter's last segment
+    is not full. 512 tokens of 8 adapters in chunks of 16 make some 36, which are to be served by what 32 were tuned to.
+    """
+    return nearest_power_of_two(num_segments)
+
+
+def bucket_sizes(bucket: int) -> tuple[int, int]:
+    """The least and the largest size (from 1) whose nearest power of two is this one: 8 → (6, 11)."""
+    return math.isqrt(bucket * bucket // 2) + 1, math.isqrt(2 * bucket * bucket)
+
+
+Cell = tuple[int, int]  # the nearest powers of two to a batch's rows and to its adapters
+
+
+def batch_cell(rows: int, adapters: int) -> Cell:
+    """Where the chunk size for a batch is stored.
+
+    Args:
+        rows: that use an adapter.
+        adapters: that have rows; of more than there are rows, as many as there are rows count.
+    """
+    return nearest_power_of_two(rows), nearest_power_of_two(min(adapters, rows))
+
+
+def nearest_cell(cell: Cell, present: Iterable[Cell]) -> Cell | None:
+    """The stored cell whose chunk size serves `cell`; None if there is none at all.
+
+    How full segments get depends on the rows of an adapter, how many of them share the GPU on the rows in all. So the
+    nearest cell is the one with the fewest octaves between either, added up. Of equally near ones that with fewer rows,
+    then fewer adapters, serves: its chunk size is if anything smaller, which leaves less of the last segments empty.
+    """
+
+    def distance(other: Cell) -> tuple[int, Cell]:
+        rows, adapters = (there.bit_length() - here.bit_length() for there, here in zip(other, cell))
+        return abs(rows) + abs(rows - adapters), other
+
+    return min(present, key=distance, default=None)
 
 
 def key_faults(key: Key) -> Iterator[str]:

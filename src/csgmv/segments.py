@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from csgmv import chunk_sizes
 from csgmv.adapters import Adapters, Floats, Integers, read_integers
-from csgmv.grouping import Grouping, group_runs, group_tokens, segment_capacity
+from csgmv.grouping import Grouping, gather_runs, group_tokens, segment_capacity
 
 _MOST_TOKENS = 2**31 - 1  # positions are int32
 
@@ -71,7 +72,9 @@ class Segments:
             lora_ranks: [num_loras] integers from 0 to 256, rank of each slot (0: the slot is empty). A tensor on the
                 GPU is copied without looking at it: rows of its rank-0 slots stay in, and the kernels skip them.
             scalings: [num_loras] finite floats; a tensor on the GPU is copied without looking at it.
-            chunk_size: most rows of a segment; None for `default_chunk_size` of the batch.
+            chunk_size: most rows of a segment; None for what the table's results found fastest on this GPU for about
+                so many rows with an adapter and active adapters (adapters that have rows), or where it has none for
+                this GPU, and on the CPU, for 16 below 2048 rows and 64 from there on.
             device: where the tensors go; None for the GPU of a given tensor, else the current GPU, else the CPU.
 
         Raises:
@@ -103,7 +106,8 @@ class Segments:
             adapter_ids: [num_tokens] integers on host or GPU, adapter slot of each row of x; -1 or (in a list) None
                 for none. On the GPU, an id that has no slot counts as none.
             lora_ranks, scalings, chunk_size, device: as for `from_sequences`, except that with ids on the GPU the rows
-                of rank-0 slots are left out wherever the ranks are.
+                of rank-0 slots are left out wherever the ranks are, and chunk_size None goes by num_tokens and
+                num_loras, which are what the host knows.
 
         Raises:
             TypeError, ValueError: as for `from_sequences`.
@@ -134,18 +138,21 @@ class Segments:
         Args:
             max_tokens: most rows of x of any batch.
             max_loras: most adapter slots of any batch.
-            chunk_size: most rows of a segment; None for `default_chunk_size(max_tokens)`.
+            chunk_size: most rows of a segment; None as for `from_sequences`, for a batch of these sizes.
             device: where the tensors go; None for the current GPU, else the CPU.
 
         Raises:
+            TypeError: chunk_size is not a whole number.
             ValueError: a size is out of range.
         """
+        _check_chunk_size(chunk_size)
         for name, value in (("max_tokens", max_tokens), ("max_loras", max_loras)):
             if not 0 <= value <= _MOST_TOKENS:
                 raise ValueError(f"{name}: expected 0 … {_MOST_TOKENS}, got {value}")
-        chunk_size = _checked_chunk_size(chunk_size, max_tokens)
-        num_segments = segment_capacity(max_tokens, max_loras, chunk_size)
         place = Adapters.read([], []).device(device)
+        if chunk_size is None:
+            chunk_size = chunk_sizes.choose(max_tokens, max_loras, place)
+        num_segments = segment_capacity(max_tokens, max_loras, chunk_size)
         segments, buffer = cls._uninitialised(max_tokens, num_segments, max_loras, chunk_size, max_tokens, place)
         segments._buffer = buffer.zero_()
         return segments
@@ -192,12 +199,16 @@ class Segments:
     def _from_runs(
         cls, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters, chunk_size: int | None, device: torch.device
     ) -> Segments:
+        _check_chunk_size(chunk_size)
         num_tokens = int(lens.sum())
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
-        chunk_size = _checked_chunk_size(chunk_size, num_tokens)
-        grouping = group_runs(lens, ids, adapters.host_ranks(), chunk_size)
-        rows, num_segments = grouping.permutation.numel(), grouping.weight_indices.numel()
+        gathered = gather_runs(lens, ids, adapters.host_ranks())
+        rows = gathered.permutation.numel()
+        if chunk_size is None:
+            chunk_size = chunk_sizes.choose(rows, gathered.active_adapters(), device)
+        grouping = gathered.cut(chunk_size)
+        num_segments = grouping.weight_indices.numel()
         segments, buffer = cls._uninitialised(rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device)
         segments._upload(buffer, adapters, grouping, num_tokens)
         return segments
@@ -219,7 +230,7 @@ class Segments:
     def _refill(self, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters) -> None:
         num_tokens = int(lens.sum())
         buffer = self._room(num_tokens, adapters)
-        grouping = group_runs(lens, ids, adapters.host_ranks(), self.chunk_size, self.num_segments)
+        grouping = gather_runs(lens, ids, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
         self._upload(buffer, adapters, grouping, num_tokens)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
@@ -280,19 +291,13 @@ class Segments:
         )
 
 
-def default_chunk_size(num_tokens: int) -> int:
-    """The chunk_size of a batch of this many tokens whose caller names none."""
-    return 16 if num_tokens < 2048 else 64
-
-
-def _checked_chunk_size(chunk_size: int | None, num_tokens: int) -> int:
+def _check_chunk_size(chunk_size: int | None) -> None:
     if chunk_size is None:
-        return default_chunk_size(num_tokens)
+        return
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise TypeError(f"chunk_size: expected a whole number, got {type(chunk_size).__name__}")
     if not 1 <= chunk_size <= _MOST_TOKENS:
         raise ValueError(f"chunk_size: expected 1 … {_MOST_TOKENS}, got {chunk_size}")
-    return chunk_size
 
 
 def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[torch.Tensor, torch.Tensor]:

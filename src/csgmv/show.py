@@ -1,6 +1,7 @@
 """Print the table of tuned configs: counts per GPU, Triton version and operation, or the rows that the options ask for.
 
-Which of them a launch gets is `csgmv explain`'s answer.
+Which of them a launch gets is `csgmv explain`'s answer. Beneath stand the chunk sizes that batches get whose caller
+names none, unless the options ask for some rows only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from csgmv import columns, config, dispatch, rules
+from csgmv import chunk_sizes, columns, config, dispatch, rules
 
 
 class Entry(NamedTuple):
@@ -54,12 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wanted.add_argument("--slices", type=int, metavar="N", help="num_slices")
     wanted.add_argument("--dtype", choices=rules.DTYPE_BYTES)
     wanted.add_argument("--chunk-size", type=int, metavar="N")
-    wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; its power-of-two bucket counts")
+    wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; the nearest power of two counts")
     parser.add_argument("--json", action="store_true", help="JSON, every field of a config by its name")
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, object]:
-    """The key fields that the options name, with the values that they ask for."""
+    """The key fields that the options name, with the values that they ask for.
+
+    Raises:
+        ValueError: --segments is a number that no launch has.
+    """
+    if args.segments is not None and args.segments < 1:
+        raise ValueError(f"--segments: expected a positive number, got {args.segments}")
     fields = {
         "op": args.op,
         "input_dim": args.input_dim,
@@ -79,10 +86,14 @@ def selected(everything: Iterable[Entry], args: argparse.Namespace) -> list[Entr
     return [
         entry
         for entry in everything
-        if (args.gpu is None or args.gpu.lower() in entry.gpu.lower())
-        and (args.triton is None or args.triton == entry.triton)
+        if _on(args, entry.gpu, entry.triton)
         and all(getattr(entry.key, name) == value for name, value in wanted.items())
     ]
+
+
+def _on(args: argparse.Namespace, gpu: str, triton: str) -> bool:
+    """Whether the options ask for this GPU and Triton version."""
+    return (args.gpu is None or args.gpu.lower() in gpu.lower()) and (args.triton is None or args.triton == triton)
 
 
 def _counts(everything: Iterable[Entry]) -> list[list[str]]:
@@ -114,12 +125,24 @@ def _config_text(op: str, row: rules.Row | None) -> str:
     if row is None:
         return "default"
     cells = zip(rules.FIELD_NAMES[op], row, _defaults(op))
-    return " ".join(f"{name}={value}" for name, value, default in cells if value != default) or "default"
+    return _fields_text(op, {name: value for name, value, default in cells if value != default}) or "default"
+
+
+def _fields_text(op: str, fields: Mapping[str, rules.ConfigValue]) -> str:
+    """'block_n=32 split_k=4'; for add_lora by part: 'shrink(block_n=32) expand(num_warps=8) overlap=True'."""
+    if op != "add_lora":
+        return " ".join(f"{name}={value}" for name, value in fields.items())
+    parts = []
+    for part in ("shrink", "expand"):
+        own = [f"{n.removeprefix(part + '_')}={value}" for n, value in fields.items() if n.startswith(part + "_")]
+        parts += [f"{part}({' '.join(own)})"] if own else []
+    return " ".join([*parts, *(f"{name}={value}" for name, value in fields.items() if name == "overlap")])
 
 
 def bucket_text(bucket: int) -> str:
-    """The numbers of segments that share a bucket: 8 → '5-8'."""
-    return str(bucket) if bucket <= 2 else f"{bucket // 2 + 1}-{bucket}"
+    """The numbers of segments that share a bucket: 8 → '6-11'."""
+    least, most = rules.bucket_sizes(bucket)
+    return str(bucket) if least == most else f"{least}-{most}"
 
 
 def widths_text(widths: Iterable[int]) -> str:
@@ -147,13 +170,28 @@ def _print_rows(found: Iterable[Entry], width: int | None) -> None:
         groups.setdefault((entry.gpu, entry.triton, entry.key.op), []).append(_row_text(entry))
     header = ("input_dim", "slice_widths", "rank", "slices", "dtype", "chunk", "segments", "config")
     for (gpu, triton, op), rows in groups.items():
-        default = " ".join(f"{name}={value}" for name, value in zip(rules.FIELD_NAMES[op], _defaults(op)))
+        default = _fields_text(op, dict(zip(rules.FIELD_NAMES[op], _defaults(op))))
         print(f"\n{op} on {gpu}, Triton {triton}")
-        print(columns.aligned(header, rows, width))
-        print(f"Fields not named are as in the built-in default: {default}")
+        print(columns.aligned(header, rows, width, fold=True))
+        print(*columns.folded(f"Fields not named are as in the built-in default: {default}", width), sep="\n")
 
 
-def _json(found: Iterable[Entry]) -> str:
+def _cells(args: argparse.Namespace) -> dict[tuple[str, str], Mapping[rules.Cell, int]]:
+    """The chunk sizes of the GPUs and versions that the options ask for."""
+    found = {head: sizes for head, sizes in chunk_sizes.table().items() if sizes and _on(args, *head)}
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], rules.version_numbers(item[0][1]))))
+
+
+def _print_chunk_sizes(args: argparse.Namespace, width: int | None) -> None:
+    for (gpu, triton), sizes in _cells(args).items():
+        batch_rows, adapters = (sorted(set(numbers)) for numbers in zip(*sizes))
+        table = [[str(a), *(str(sizes.get((r, a), "-")) for r in batch_rows)] for a in adapters]
+        said = f"chunk size where none is given, by rows with an adapter and active adapters, on {gpu}, Triton {triton}"
+        print("", *columns.folded(said, width), sep="\n")
+        print(columns.aligned(("adapters", *(f"{r} rows" for r in batch_rows)), table, width))
+
+
+def _json(found: Iterable[Entry], args: argparse.Namespace) -> str:
     rows = [
         {
             "gpu": entry.gpu,
@@ -163,7 +201,12 @@ def _json(found: Iterable[Entry]) -> str:
         }
         for entry in found
     ]
-    return json.dumps({"digest": _digest(), "rows": rows}, indent=1)
+    cells = [
+        {"gpu": gpu, "triton": triton, "rows": batch_rows, "adapters": adapters, "chunk_size": chunk_size}
+        for (gpu, triton), sizes in _cells(args).items()
+        for (batch_rows, adapters), chunk_size in sizes.items()
+    ]
+    return json.dumps({"digest": _digest(), "rows": rows, "chunk_sizes": cells}, indent=1)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
     everything = entries()
     found = selected(everything, args)
     if args.json:
-        print(_json(found))
+        print(_json(found, args))
         return 0 if found else 1
     print(f"table {_digest()}: {len(everything)} keys")
     width = columns.terminal_width()
@@ -181,4 +224,6 @@ def run(args: argparse.Namespace) -> int:
     elif everything:
         print(columns.aligned(("GPU", "Triton", "operation", "shapes", "keys", "tuned"), _counts(found), width))
         print("For the other keys the built-in default was the fastest. `csgmv show --all` prints every row.")
+    if not _wanted(args):
+        _print_chunk_sizes(args, width)
     return 0 if found else 1

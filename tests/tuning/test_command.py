@@ -41,7 +41,7 @@ def test_dry_run_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--chunk-sizes", "16", "--tokens", "5", "300", "--dtype", "float16", "--dry-run")
     assert run("--layer", "o:96:48+24", "--rank", "12", *options) == 0
     output = capsys.readouterr().out
-    assert "add_lora 96 → 2·12 → 48+24, float16, chunk 16, bucket 8 (5 tokens, 5 adapters): " in output
+    assert "add_lora 96 → 2·12 → 48+24, float16, chunk 16, bucket 4 (5 tokens, 5 adapters): " in output
     assert "configs fit" in output
     assert output.endswith("6 keys\n")
 

@@ -6,7 +6,7 @@ import pytest
 
 from csgmv import rules
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
-from csgmv.tuning.plan import Plan, adapter_ids, parts
+from csgmv.tuning.plan import CHUNK_SIZES, Plan, adapter_ids, parts
 
 SMALL = (LayerShape("o", 80, (48,)), LayerShape("down", 176, (48,)))
 
@@ -28,7 +28,7 @@ def test_of_batches_that_share_a_key_the_larger_is_timed() -> None:
 def test_keys_are_those_of_the_segments_that_the_batch_gives() -> None:
     """Uneven groups: 37 tokens over 5 adapters are 2 of 8 and 3 of 7 rows, two segments of 4 each."""
     (task,) = Plan(SMALL[:1], 8, chunk_sizes=[4], tokens=[37], adapters=[5], ops=["shrink"]).tasks()
-    assert (task.num_segments, task.key.segment_bucket) == (10, 16)
+    assert (task.num_segments, task.key.segment_bucket) == (10, 8)
 
 
 def test_no_more_adapters_than_tokens() -> None:
@@ -53,6 +53,11 @@ def test_the_default_plan_has_a_few_hundred_keys_and_parts_come_first() -> None:
     for index, key in enumerate(keys):
         if key.op == "add_lora":
             assert all(part in keys[:index] for part in parts(key))
+
+
+def test_what_is_tuned_is_what_a_batch_may_get() -> None:
+    """A chunk size that the codegen expects and the tuner leaves out would leave the second table empty."""
+    assert tuple(CHUNK_SIZES) == rules.CHUNK_SIZES
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""The chunk size of a batch whose caller names none: the second generated table, or a built-in default.
+
+Which batches it knows is a matter of what was timed; the others take the nearest one's. The answer is remembered.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import torch
+
+from csgmv import dispatch, rules
+
+ChunkSizes = Mapping[tuple[str, str], Mapping[rules.Cell, int]]
+
+
+def default_chunk_size(rows: int) -> int:
+    """The chunk size where nothing was measured, by the rows that use an adapter."""
+    return 16 if rows < 2048 else 64
+
+
+def choose(rows: int, adapters: int, device: torch.device) -> int:
+    """The chunk size for a batch on this device.
+
+    Args:
+        rows: rows that use an adapter, or at most that many.
+        adapters: adapters that have rows, or at most that many.
+        device: where the Segments will be. On the CPU, where nothing is timed, the default is taken.
+    """
+    if device.type != "cuda":
+        return default_chunk_size(rows)
+    return _tuned(rules.batch_cell(rows, adapters), device) or default_chunk_size(rows)
+
+
+@functools.cache
+def table() -> ChunkSizes:
+    """The generated table; empty in a tree or wheel that has none."""
+    try:
+        from csgmv._tuned_table import CHUNK_SIZES
+    except ModuleNotFoundError:
+        return {}
+    return CHUNK_SIZES
+
+
+@functools.cache
+def _tuned(cell: rules.Cell, device: torch.device) -> int | None:
+    where = dispatch.target(device)
+    return resolve(cell, where.gpu, where.triton, table())
+
+
+def resolve(cell: rules.Cell, gpu: str, triton: str, sizes_of: ChunkSizes) -> int | None:
+    """The nearest cell's chunk size, under the nearest Triton version that has one; None for a GPU that has none.
+
+    As with configs, nothing is borrowed between GPUs.
+    """
+    versions = (version for name, version in sizes_of if name == gpu)
+    for version in rules.nearest_versions(triton, versions):
+        sizes = sizes_of[gpu, version]
+        nearest = rules.nearest_cell(cell, sizes)
+        if nearest is not None:
+            return sizes[nearest]
+    return None
