@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import arguments, dispatch, launch, rules
+from csgmv import arguments, dispatch, launch, rules, tiles
 from csgmv.config import ExpandConfig
 from csgmv.segments import Segments
 
@@ -33,10 +33,10 @@ def _load_h(
     k,
     rank,
     split_stride,
+    splits,
     live,
     FULL: tl.constexpr,
     MAX_RANK: tl.constexpr,
-    SPLITS: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """h's tile [BLOCK_M, BLOCK_K], zero beyond rank; float32 partials are summed in their order, then rounded once."""
@@ -44,7 +44,7 @@ def _load_h(
     pointers = h_row + k[None, :]
     total = tl.load(pointers, mask=mask, other=0.0)
     # Not static_range: then each partial would go through shared memory into the dot's layout before it is added.
-    for _ in tl.range(1, SPLITS, num_stages=1):
+    for _ in tl.range(1, splits, num_stages=1):
         pointers += split_stride
         total += tl.load(pointers, mask=mask, other=0.0)
     return (total if FULL else tl.where((k < rank)[None, :], total, 0.0)).to(dtype)
@@ -94,29 +94,40 @@ def _expand_tiles(
     first_column,
     width,
     split_stride,
+    splits,
+    column_tiles,
     # constants
     FULL: tl.constexpr,  # rank is MAX_RANK, a multiple of BLOCK_K: nothing to mask along the rank
     MAX_RANK: tl.constexpr,
-    SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
     EVEN_N: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
     k = tl.arange(0, BLOCK_K)
     column = first_column + tl.arange(0, BLOCK_N)
     dtype: tl.constexpr = b_slice.dtype.element_ty
-    if BLOCK_K >= MAX_RANK:
+    if BLOCK_K >= MAX_RANK and NUM_STAGES > 1:
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
+        h_tile = _load_h(h_row, k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
+        for _ in tl.range(0, tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N)), num_stages=NUM_STAGES):
+            b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
+            base_tile = _load_base(base_row, column, live, width, EVEN_N)
+            delta = tl.dot(h_tile, b_tile, input_precision="ieee")
+            _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
+            column += BLOCK_N
+    elif BLOCK_K >= MAX_RANK:
         # The whole rank in one step: h stays on chip, weights and base of a tile are loaded one tile ahead. None of
         # the first tile's depends on the shrink kernel, so with OVERLAP they load while that is still running.
-        tiles = tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))
+        tiles = tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))
         b_tile = _load_b(b_slice, column, k, rank, width, FULL, MAX_RANK, EVEN_N)
         base_tile = _load_base(base_row, column, live, width, EVEN_N)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        h_tile = _load_h(h_row, k, rank, split_stride, live, FULL, MAX_RANK, SPLITS, dtype)
+        h_tile = _load_h(h_row, k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
         for _ in tl.range(1, tiles):
             next_b = _load_b(b_slice, column + BLOCK_N, k, rank, width, FULL, MAX_RANK, EVEN_N)
             next_base = _load_base(base_row, column + BLOCK_N, live, width, EVEN_N)
@@ -130,18 +141,80 @@ def _expand_tiles(
     else:
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        for _ in tl.range(0, tl.minimum(COLUMN_TILES, tl.cdiv(width - first_column, BLOCK_N))):
+        for _ in tl.range(0, tl.minimum(column_tiles, tl.cdiv(width - first_column, BLOCK_N))):
             base_tile = _load_base(base_row, column, live, width, EVEN_N)
             delta = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for step in tl.range(0, tl.cdiv(rank, BLOCK_K)):
-                h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, live, FULL, MAX_RANK, SPLITS, dtype)
+                h_tile = _load_h(h_row, step * BLOCK_K + k, rank, split_stride, splits, live, FULL, MAX_RANK, dtype)
                 b_tile = _load_b(b_slice, column, step * BLOCK_K + k, rank, width, FULL, MAX_RANK, EVEN_N)
                 delta = tl.dot(h_tile, b_tile, delta, input_precision="ieee")
             _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N)
             column += BLOCK_N
 
 
-@triton.jit(do_not_specialize=["positions", "row_tiles", "column_programs"])
+@triton.jit
+def _expand_rows(
+    # pointers
+    h,
+    lora_b,
+    base_output,
+    permutation,
+    lora_ranks,
+    scalings,
+    # which rows of which adapter, which columns
+    adapter,
+    start,
+    end,
+    slice_id,
+    slice_start,
+    width,
+    first_column,
+    # sizes
+    b_stride,
+    base_stride,
+    h_stride,
+    positions,
+    splits,
+    column_tiles,
+    # constants
+    MAX_RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    STAGED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """Positions start … end (at most BLOCK_M of them, at least one), all of one adapter; columns of one slice."""
+    position = start + tl.arange(0, BLOCK_M)
+    # Rows and rank are fetched together: a branch on the rank before would make the rows wait for it.
+    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
+    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
+    scaling = tl.load(scalings + adapter)
+    live = (position < end)[:, None]
+    h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * h_stride
+    split_stride = positions.to(tl.int64) * h_stride
+    b_slice = lora_b + adapter.to(tl.int64) * b_stride + slice_start.to(tl.int64) * MAX_RANK
+    base_row = base_output + row[:, None] * base_stride + slice_start
+    if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
+        _expand_tiles(
+            h_row + slice_id * MAX_RANK, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
+            splits, column_tiles, True, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+        )  # fmt: skip
+    elif rank > 0:
+        h_slice = slice_id * (MAX_RANK if PADDED or STAGED else rank)
+        _expand_tiles(
+            h_row + h_slice, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
+            splits, column_tiles, False, MAX_RANK, OVERLAP, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["positions", "num_segments", "group", "row_tiles", "column_programs"],
+    do_not_specialize_on_alignment=["splits", "column_tiles"],
+)
 def _expand_kernel(
     # pointers
     h,
@@ -159,22 +232,26 @@ def _expand_kernel(
     end3,
     b_stride,
     base_stride,
+    h_stride,  # num_slices * MAX_RANK
     positions,
+    num_segments,
+    group,  # segments of a group, see tiles.py
     row_tiles,
     column_programs,
+    splits,  # partials of h to sum, 1 where h is not STAGED
+    column_tiles,
     # constants
-    NUM_SLICES: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,  # slice i of h begins at column i * MAX_RANK, not i * rank
-    STAGED: tl.constexpr,  # h comes from the shrink kernel: rows by position, padded, SPLITS partials to sum
+    STAGED: tl.constexpr,  # h comes from the shrink kernel: rows by position, padded
     OVERLAP: tl.constexpr,  # launched while the shrink kernel may still be running
     EVEN_N: tl.constexpr,  # every slice's width is a multiple of BLOCK_N
     BY_8: tl.constexpr,  # sizes are multiples of 8, not all of 16, which the compiler would see for itself
-    SPLITS: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
+    GROUPED: tl.constexpr,  # group may be more than 1
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
     if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
         end0 = end0 // 8 * 8
@@ -186,50 +263,50 @@ def _expand_kernel(
     pid = tl.program_id(0)
     program = pid % column_programs
     pid = pid // column_programs
-    segment = pid // row_tiles
-    adapter = tl.load(weight_indices + segment)
-    start = tl.load(seg_indptr + segment) + (pid % row_tiles) * BLOCK_M
-    end = tl.load(seg_indptr + segment + 1)
-    if start >= end:
-        return
+    first_row = (pid % row_tiles) * BLOCK_M
+    segment = (pid // row_tiles) * group
 
     # Slices are uneven: find the one that this program's tiles lie in, and the first of its columns.
     ends = (end0, end1, end2, end3)
     slice_id = 0
     slice_start = 0
     width = end0
-    for following in tl.static_range(1, NUM_SLICES):
-        programs = tl.cdiv(width, BLOCK_N * COLUMN_TILES)
+    for following in tl.static_range(1, 4):
+        programs = tl.cdiv(width, BLOCK_N * column_tiles)
         beyond = (slice_id == following - 1) & (program >= programs)
         program = tl.where(beyond, program - programs, program)
         slice_id = tl.where(beyond, following, slice_id)
         slice_start = tl.where(beyond, ends[following - 1], slice_start)
         width = tl.where(beyond, ends[following] - ends[following - 1], width)
-    first_column = program * (BLOCK_N * COLUMN_TILES)
+    first_column = program * (BLOCK_N * column_tiles)
 
-    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
-    scaling = tl.load(scalings + adapter)
-    if rank == 0:
-        return
-    position = start + tl.arange(0, BLOCK_M)
-    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
-    live = (position < end)[:, None]
-    WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
-    h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * WIDTH
-    split_stride = positions.to(tl.int64) * WIDTH
-    b_slice = lora_b + adapter.to(tl.int64) * b_stride + slice_start.to(tl.int64) * MAX_RANK
-    base_row = base_output + row[:, None] * base_stride + slice_start
-    if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
-        _expand_tiles(
-            h_row + slice_id * MAX_RANK, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
-            True, MAX_RANK, SPLITS, OVERLAP, EVEN_N, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+    if not GROUPED:
+        adapter = tl.load(weight_indices + segment)
+        start = tl.load(seg_indptr + segment) + first_row
+        end = tl.load(seg_indptr + segment + 1)
+        if start < end:
+            _expand_rows(
+                h, lora_b, base_output, permutation, lora_ranks, scalings,
+                adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
+                h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
+                BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+            )  # fmt: skip
     else:
-        h_slice = slice_id * (MAX_RANK if PADDED or STAGED else rank)
-        _expand_tiles(
-            h_row + h_slice, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
-            False, MAX_RANK, SPLITS, OVERLAP, EVEN_N, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+        last = tl.minimum(segment + group, num_segments)
+        adapters, segments = tiles.group_adapters(weight_indices, segment, last)
+        while segment < last:
+            adapter = tl.load(weight_indices + segment)
+            next_segment = tiles.run_end(adapters, segments, segment, adapter, last)
+            start = tl.load(seg_indptr + segment) + first_row
+            end = tl.load(seg_indptr + next_segment)
+            if start < end:
+                _expand_rows(
+                    h, lora_b, base_output, permutation, lora_ranks, scalings,
+                    adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
+                    h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
+                    BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES,
+                )  # fmt: skip
+            segment = next_segment
 
 
 def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) -> tuple[tuple[int, ...], bool, int]:
@@ -246,7 +323,7 @@ class ExpandLaunch(launch.Launch):
     `h` is [num_tokens, width], or staged [splits, positions, width].
     """
 
-    __slots__ = ("_block_m", "_chunk_size", "_programs", "_sizes")
+    __slots__ = ("_block_m", "_column_programs", "_group", "_last_sizes", "_sizes")
 
     def __init__(
         self,
@@ -262,22 +339,23 @@ class ExpandLaunch(launch.Launch):
         overlap: bool = False,
     ) -> None:
         max_rank = lora_b.shape[2]
-        self._block_m, self._chunk_size = rules.row_tile(config.block_m, chunk_size), chunk_size
-        ends, even, self._programs = _columns(slice_offsets, config.block_n, config.column_tiles)
-        self._sizes = *ends, lora_b.shape[1] * max_rank, base_output.stride(0)
+        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        ends, even, self._column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
+        h_stride = (len(slice_offsets) - 1) * max_rank
+        self._sizes = *ends, lora_b.shape[1] * max_rank, base_output.stride(0), h_stride
+        self._last_sizes = self._column_programs, splits, config.column_tiles
         constants = {
-            "NUM_SLICES": len(slice_offsets) - 1,
             "MAX_RANK": max_rank,
             "PADDED": padded,
             "STAGED": staged,
             "OVERLAP": overlap,
             "EVEN_N": even,
             "BY_8": launch.by_8(*ends, base_output.stride(0)),
-            "SPLITS": splits,
-            "COLUMN_TILES": config.column_tiles,
-            "BLOCK_M": self._block_m,
+            "GROUPED": self._group > 1,
+            "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": rules.rank_step(config.block_k, max_rank),
+            "NUM_STAGES": config.num_stages,
         }
         super().__init__(_expand_kernel, config, constants, overlap=overlap)
 
@@ -292,15 +370,15 @@ class ExpandLaunch(launch.Launch):
         pointers: tuple[int, ...],
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
-        rows = segments.num_tokens if segments.num_tokens < self._chunk_size else self._chunk_size
-        row_tiles = -(-rows // self._block_m)
+        group = self._group
+        groups, row_tiles = tiles.deal(segments, group, self._block_m)
         self.begin(
             on,
-            segments.num_segments * row_tiles * self._programs,
+            groups * row_tiles * self._column_programs,
             (h, lora_b, base_output),
             segments,
             pointers,
-            (*self._sizes, positions, row_tiles, self._programs),
+            (*self._sizes, positions, segments.num_segments, group, row_tiles, *self._last_sizes),
         )
 
 

@@ -179,6 +179,11 @@ def row_tile(block_m: int, chunk_size: int) -> int:
     return min(block_m, max(16, power_of_two(chunk_size)))
 
 
+def group_size(block_m: int, chunk_size: int) -> int:
+    """Neighbouring segments that a tile of block_m rows holds; 1 where it holds less than a whole one."""
+    return max(1, block_m // max(16, power_of_two(chunk_size)))
+
+
 def rank_step(block_k: int, max_rank: int) -> int:
     """Ranks that expand multiplies per step: no more than the power of two (and 16) that holds the whole rank."""
     return min(block_k, max(16, power_of_two(max_rank)))

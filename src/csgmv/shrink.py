@@ -13,12 +13,109 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import arguments, dispatch, launch, rules
+from csgmv import arguments, dispatch, launch, rules, tiles
 from csgmv.config import ShrinkConfig
 from csgmv.segments import Segments
 
 
-@triton.jit(do_not_specialize=["positions", "row_tiles", "split_k"])
+@triton.jit
+def _shrink_rows(
+    # pointers
+    x,
+    lora_a,
+    h,
+    permutation,
+    lora_ranks,
+    # which rows of which adapter, which columns, which part of input_dim
+    adapter,
+    start,
+    end,
+    first_column,
+    split,
+    # sizes
+    input_dim,
+    x_stride,
+    a_stride,
+    width,
+    positions,
+    split_k,
+    # constants
+    MAX_RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    STAGED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Positions start … end (at most BLOCK_M of them, at least one), all of one adapter."""
+    position = start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    # Rows and rank are fetched together: a branch on the rank before would make the rows wait for it.
+    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
+    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
+    columns = width if PADDED else width // MAX_RANK * rank
+    if (rank > 0) & (first_column < columns):
+        total_steps = tl.cdiv(input_dim, BLOCK_K)
+        first_step = split * total_steps // split_k
+        last_step = (split + 1) * total_steps // split_k
+        if not EVEN_K:
+            last_step = tl.minimum(last_step, total_steps - 1)
+
+        k = first_step * BLOCK_K + tl.arange(0, BLOCK_K)
+        x_pointers = x + row[:, None] * x_stride + k[None, :]  # [BLOCK_M, BLOCK_K]
+        a_pointers = ()
+        accumulators = ()
+        for tile in tl.static_range(COLUMN_TILES):
+            column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            if PADDED:
+                column = tl.minimum(column, width - 1)
+                a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
+            else:
+                a_row = tl.minimum(column, columns - 1)
+            offset = a_row.to(tl.int64)[None, :] * input_dim + k[:, None]
+            a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, BLOCK_N]
+            accumulators = accumulators + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
+
+        for step in tl.range(0, last_step - first_step):
+            x_tile = tl.load(x_pointers + step * BLOCK_K)
+            sums = ()
+            for tile in tl.static_range(COLUMN_TILES):
+                a_tile = tl.load(a_pointers[tile] + step * BLOCK_K)
+                sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
+            accumulators = sums
+        if not EVEN_K:  # the last, partial step belongs to the last split; for the others it is masked away whole
+            ahead = (total_steps - 1 - first_step) * BLOCK_K
+            present = ahead + k < tl.where(split == split_k - 1, input_dim, 0)
+            x_tile = tl.load(x_pointers + ahead, mask=present[None, :], other=0.0)
+            sums = ()
+            for tile in tl.static_range(COLUMN_TILES):
+                a_tile = tl.load(a_pointers[tile] + ahead, mask=present[:, None], other=0.0)
+                sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
+            accumulators = sums
+
+        if STAGED:
+            h_row = h + (split.to(tl.int64) * positions + position.to(tl.int64)) * width
+        else:
+            h_row = h + row * width
+        live = (position < end)[:, None]
+        for tile in tl.static_range(COLUMN_TILES):
+            first = first_column + tile * BLOCK_N
+            column = first + tl.arange(0, BLOCK_N)
+            value = accumulators[tile].to(h.dtype.element_ty)
+            if (rank == MAX_RANK) & (first + BLOCK_N <= width):
+                tl.store(h_row[:, None] + column[None, :], value, mask=live)
+            else:
+                if PADDED:
+                    inside = (column % MAX_RANK < rank) & (column < width)
+                    target = column
+                else:
+                    inside = column < columns
+                    target = (column // rank) * MAX_RANK + column % rank if STAGED else column
+                tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["positions", "num_segments", "group", "row_tiles", "column_programs", "split_k"])
 def _shrink_kernel(
     # pointers
     x,
@@ -31,18 +128,21 @@ def _shrink_kernel(
     # sizes
     input_dim,
     x_stride,
-    a_stride,
+    width,  # columns of h: num_slices * MAX_RANK
     positions,
+    num_segments,
+    group,  # segments of a group, see tiles.py
     row_tiles,
+    column_programs,
     split_k,
     # constants
-    NUM_SLICES: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,  # slice i of A begins at row i * MAX_RANK, not i * rank
     STAGED: tl.constexpr,  # h for the expand kernel: rows by position, slice i at column i * MAX_RANK
     SIGNAL: tl.constexpr,  # let the dependent kernel start as soon as all programs of this one have
     EVEN_K: tl.constexpr,  # input_dim is a multiple of BLOCK_K
     BY_8: tl.constexpr,  # sizes are multiples of 8, not all of 16, which the compiler would see for itself
+    GROUPED: tl.constexpr,  # group may be more than 1
     COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -53,85 +153,40 @@ def _shrink_kernel(
     if BY_8:  # tl.multiple_of says nothing of a kernel's own arguments
         input_dim = input_dim // 8 * 8
         x_stride = x_stride // 8 * 8
-        a_stride = a_stride // 8 * 8
-    COLUMN_PROGRAMS: tl.constexpr = (NUM_SLICES * MAX_RANK + BLOCK_N * COLUMN_TILES - 1) // (BLOCK_N * COLUMN_TILES)
+        width = width // 8 * 8
+    a_stride = tl.cast(width, tl.int64) * input_dim
     pid = tl.program_id(0)
-    first_column = (pid % COLUMN_PROGRAMS) * (BLOCK_N * COLUMN_TILES)
-    pid = pid // COLUMN_PROGRAMS
+    first_column = (pid % column_programs) * (BLOCK_N * COLUMN_TILES)
+    pid = pid // column_programs
     split = pid % split_k
     pid = pid // split_k
-    segment = pid // row_tiles
-
-    adapter = tl.load(weight_indices + segment)
-    start = tl.load(seg_indptr + segment) + (pid % row_tiles) * BLOCK_M
-    end = tl.load(seg_indptr + segment + 1)
-    if start >= end:
-        return
-    rank = tl.minimum(tl.load(lora_ranks + adapter), MAX_RANK)
-    columns = NUM_SLICES * (MAX_RANK if PADDED else rank)
-    if (rank == 0) | (first_column >= columns):
-        return
-
-    position = start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    row = tl.load(permutation + tl.minimum(position, end - 1)).to(tl.int64)
-    total_steps = tl.cdiv(input_dim, BLOCK_K)
-    first_step = split * total_steps // split_k
-    last_step = (split + 1) * total_steps // split_k
-    if not EVEN_K:
-        last_step = tl.minimum(last_step, total_steps - 1)
-
-    k = first_step * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_pointers = x + row[:, None] * x_stride + k[None, :]  # [BLOCK_M, BLOCK_K]
-    a_pointers = ()
-    accumulators = ()
-    for tile in tl.static_range(COLUMN_TILES):
-        column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        if PADDED:
-            column = tl.minimum(column, NUM_SLICES * MAX_RANK - 1)
-            a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
-        else:
-            a_row = tl.minimum(column, columns - 1)
-        offset = a_row.to(tl.int64)[None, :] * input_dim + k[:, None]
-        a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, BLOCK_N]
-        accumulators = accumulators + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
-
-    for step in tl.range(0, last_step - first_step):
-        x_tile = tl.load(x_pointers + step * BLOCK_K)
-        sums = ()
-        for tile in tl.static_range(COLUMN_TILES):
-            a_tile = tl.load(a_pointers[tile] + step * BLOCK_K)
-            sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
-        accumulators = sums
-    if not EVEN_K:  # the last, partial step belongs to the last split; for the others it is masked away whole
-        ahead = (total_steps - 1 - first_step) * BLOCK_K
-        present = ahead + k < tl.where(split == split_k - 1, input_dim, 0)
-        x_tile = tl.load(x_pointers + ahead, mask=present[None, :], other=0.0)
-        sums = ()
-        for tile in tl.static_range(COLUMN_TILES):
-            a_tile = tl.load(a_pointers[tile] + ahead, mask=present[:, None], other=0.0)
-            sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
-        accumulators = sums
-
-    WIDTH: tl.constexpr = NUM_SLICES * MAX_RANK
-    if STAGED:
-        h_row = h + (split.to(tl.int64) * positions + position.to(tl.int64)) * WIDTH
+    first_row = (pid % row_tiles) * BLOCK_M
+    segment = (pid // row_tiles) * group
+    if not GROUPED:
+        adapter = tl.load(weight_indices + segment)
+        start = tl.load(seg_indptr + segment) + first_row
+        end = tl.load(seg_indptr + segment + 1)
+        if start < end:
+            _shrink_rows(
+                x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
+                input_dim, x_stride, a_stride, width, positions, split_k,
+                MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
     else:
-        h_row = h + row * WIDTH
-    live = (position < end)[:, None]
-    for tile in tl.static_range(COLUMN_TILES):
-        first = first_column + tile * BLOCK_N
-        column = first + tl.arange(0, BLOCK_N)
-        value = accumulators[tile].to(h.dtype.element_ty)
-        if (rank == MAX_RANK) & (first + BLOCK_N <= WIDTH):
-            tl.store(h_row[:, None] + column[None, :], value, mask=live)
-        else:
-            if PADDED:
-                inside = (column % MAX_RANK < rank) & (column < WIDTH)
-                target = column
-            else:
-                inside = column < columns
-                target = (column // rank) * MAX_RANK + column % rank if STAGED else column
-            tl.store(h_row[:, None] + target[None, :], value, mask=live & inside[None, :])
+        last = tl.minimum(segment + group, num_segments)
+        adapters, segments = tiles.group_adapters(weight_indices, segment, last)
+        while segment < last:
+            adapter = tl.load(weight_indices + segment)
+            following = tiles.run_end(adapters, segments, segment, adapter, last)
+            start = tl.load(seg_indptr + segment) + first_row
+            end = tl.load(seg_indptr + following)
+            if start < end:
+                _shrink_rows(
+                    x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
+                    input_dim, x_stride, a_stride, width, positions, split_k,
+                    MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+            segment = following
 
 
 @triton.jit(do_not_specialize=["positions", "row_tiles"])
@@ -185,7 +240,7 @@ class ShrinkLaunch(launch.Launch):
     `h` is [num_tokens, width], or staged [split_k, positions, width].
     """
 
-    __slots__ = ("_block_m", "_chunk_size", "_programs", "_sizes", "_split_k")
+    __slots__ = ("_block_m", "_column_programs", "_group", "_sizes", "_split_k")
 
     def __init__(
         self,
@@ -200,19 +255,19 @@ class ShrinkLaunch(launch.Launch):
         signal: bool = False,
     ) -> None:
         width, input_dim = lora_a.shape[1], lora_a.shape[2]
-        self._block_m, self._chunk_size = rules.row_tile(config.block_m, chunk_size), chunk_size
-        self._programs = config.split_k * -(-width // (config.block_n * config.column_tiles))  # of a tile of rows
-        self._sizes, self._split_k = (input_dim, x.stride(0), width * input_dim), config.split_k
+        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        self._column_programs = -(-width // (config.block_n * config.column_tiles))
+        self._sizes, self._split_k = (input_dim, x.stride(0), width), config.split_k
         constants = {
-            "NUM_SLICES": num_slices,
             "MAX_RANK": width // num_slices,
             "PADDED": padded,
             "STAGED": staged,
             "SIGNAL": signal,
             "EVEN_K": input_dim % config.block_k == 0,
             "BY_8": launch.by_8(input_dim, x.stride(0)),
+            "GROUPED": self._group > 1,
             "COLUMN_TILES": config.column_tiles,
-            "BLOCK_M": self._block_m,
+            "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
         }
@@ -229,31 +284,31 @@ class ShrinkLaunch(launch.Launch):
         pointers: tuple[int, ...],
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
-        rows = segments.num_tokens if segments.num_tokens < self._chunk_size else self._chunk_size
-        row_tiles = -(-rows // self._block_m)
+        group, column_programs, split_k = self._group, self._column_programs, self._split_k
+        groups, row_tiles = tiles.deal(segments, group, self._block_m)
         self.begin(
             on,
-            segments.num_segments * row_tiles * self._programs,
+            groups * row_tiles * split_k * column_programs,
             (x, lora_a, h),
             segments,
             pointers,
-            (*self._sizes, positions, row_tiles, self._split_k),
+            (*self._sizes, positions, segments.num_segments, group, row_tiles, column_programs, split_k),
         )
 
 
 class _SumLaunch(launch.Launch):
     """The kernel that sums the partials of split-K, likewise."""
 
-    __slots__ = ("_block_m", "_chunk_size", "_num_slices")
+    __slots__ = ("_num_slices",)
 
-    def __init__(self, chunk_size: int, num_slices: int, max_rank: int, split_k: int, *, padded: bool) -> None:
-        self._block_m, self._chunk_size, self._num_slices = rules.row_tile(16, chunk_size), chunk_size, num_slices
+    def __init__(self, num_slices: int, max_rank: int, split_k: int, *, padded: bool) -> None:
+        self._num_slices = num_slices
         constants = {
             "NUM_SLICES": num_slices,
             "MAX_RANK": max_rank,
             "PADDED": padded,
             "SPLIT_K": split_k,
-            "BLOCK_M": self._block_m,
+            "BLOCK_M": 16,
             "BLOCK_R": rules.power_of_two(max_rank),
         }
         super().__init__(_sum_partials_kernel, None, constants)
@@ -267,16 +322,10 @@ class _SumLaunch(launch.Launch):
         positions: int,
         pointers: tuple[int, ...],
     ) -> None:
-        rows = segments.num_tokens if segments.num_tokens < self._chunk_size else self._chunk_size
-        row_tiles = -(-rows // self._block_m)
-        self.begin(
-            on,
-            segments.num_segments * row_tiles * self._num_slices,
-            (partials, h),
-            segments,
-            pointers,
-            (positions, row_tiles),
-        )
+        """Start the kernel; `pointers` are in its order."""
+        num_segments, row_tiles = tiles.deal(segments, 1, 16)
+        programs = num_segments * row_tiles * self._num_slices
+        self.begin(on, programs, (partials, h), segments, pointers, (positions, row_tiles))
 
 
 class _Plan(NamedTuple):
@@ -312,7 +361,7 @@ def _plan(
     config = dispatch.config_for(config, ShrinkConfig, key, x.device, batch_invariant)
     chunk_size, split_k = segments.chunk_size, config.split_k
     shrink = ShrinkLaunch(x, lora_a, chunk_size, num_slices, config, padded=padded, staged=split_k > 1)
-    total = None if split_k == 1 else _SumLaunch(chunk_size, num_slices, max_rank, split_k, padded=padded)
+    total = None if split_k == 1 else _SumLaunch(num_slices, max_rank, split_k, padded=padded)
     return _Plan(max_rank, width, x.dtype, x.device, x.get_device(), split_k, shrink, total)
 
 

@@ -47,7 +47,7 @@ class BatchInfo(Protocol):
 
 
 class _Batch(NamedTuple):
-    """A LoRABatchInfo as it was when its Segments were made. Holding it, and them, keeps its id from being used again."""
+    """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
 
     batch_info: BatchInfo
     use_cuda_graph: bool
