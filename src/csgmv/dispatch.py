@@ -32,9 +32,9 @@ C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
 Table = Mapping[tuple[str, str], Mapping[_Fields, "rules.Row | None"]]
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
-# With batch_invariant=True every batch is looked up as a decode batch of some 32 adapters and gets tiles of 16 rows: the
-# fewest that there are, which any segment fills best. And always as many, since for another number the compiler may
-# choose another tensor-core instruction, which sums in another order.
+# With batch_invariant=True every batch is looked up as a decode batch of some 32 adapters, and gets tiles of 16 rows.
+# That is the fewest that there are, which any segment fills best; and always as many, since for another number the
+# compiler may choose another tensor-core instruction, which sums in another order.
 INVARIANT_CHUNK_SIZE = INVARIANT_BLOCK_M = 16
 INVARIANT_BUCKET = 32
 # What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
