@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batches import DEVICE, DTYPES, assert_close, make_batch
-from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, reference, tiles
+from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, reference, rules, tiles
 
 SHRINK = {"block_n": 32, "block_k": 32, "column_tiles": 2}
 WAYS = {
@@ -78,7 +78,8 @@ def test_empty_segments_at_the_tail() -> None:
 def test_deal(chunk_size: int, block_m: int, dealt: tuple[int, int, int]) -> None:
     """150 rows of one adapter: segments of a group, groups, tiles of a run."""
     segments = Segments.from_sequences([150], [0], [8], [1.0], chunk_size=chunk_size, device="cpu")
-    assert tiles.deal(segments, block_m) == dealt
     group, groups, row_tiles = dealt
+    assert rules.group_size(block_m, chunk_size) == group
+    assert tiles.deal(segments, group, block_m) == (groups, row_tiles)
     assert groups * row_tiles * block_m >= 150
     assert groups * group >= segments.num_segments

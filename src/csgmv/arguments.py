@@ -1,7 +1,13 @@
-"""Checks of what users pass to the operations: host-side only, each error says what was expected and what came."""
+"""Checks of what users pass to the operations: host-side only, each error says what was expected and what came.
+
+Arguments are checked when an operation first meets their kind, and a kind is remembered under a key: whatever a check
+looks at must be in that key, or be looked at again on each call. Each wrapper makes its own key, for speed; the part of
+it that is about Segments is `batch_kind`.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from typing import Any
@@ -11,6 +17,10 @@ import torch
 from csgmv import launch, rules
 from csgmv.segments import Segments
 
+# What making a key of the wrong arguments may raise; the checks, which come next, have more to say.
+MISFITS = (AttributeError, RuntimeError, TypeError, ValueError)
+# The same rule in a third of the time, for the sizes that a server comes by.
+_segment_bucket = functools.lru_cache(maxsize=4096)(rules.segment_bucket)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -111,6 +121,14 @@ def check_slice_offsets(slice_offsets: Any) -> tuple[tuple[int, ...], tuple[int,
     return offsets, widths
 
 
+def check_integers(slice_offsets: tuple[Any, ...]) -> None:
+    """Of offsets equal to ones that have been checked all is known but this: 8.0 equals 8."""
+    try:
+        tuple(map(operator.index, slice_offsets))
+    except TypeError as error:
+        raise TypeError(f"slice_offsets: expected a sequence of host integers ({error})") from None
+
+
 def check_base_output(base_output: Any, like: torch.Tensor, output_dim: int) -> None:
     """As many rows as the input has, at least output_dim columns."""
     _check_like("base_output", base_output, like)
@@ -134,10 +152,45 @@ def check_segments(segments: Any, like: torch.Tensor, weights: torch.Tensor, max
         raise ValueError(f"segments: expected them on {like.device}, got {segments.permutation.device}")
     if segments.least_tokens > like.shape[0]:
         raise ValueError(f"segments: expected those of at most {like.shape[0]} tokens, got {segments.least_tokens}")
-    if segments.lora_ranks.shape[0] > weights.shape[0]:
+    if segments.lora_ranks.numel() > weights.shape[0]:
         raise ValueError(
             f"segments: expected at most {weights.shape[0]} adapter slots, as the weights have, "
-            f"got {segments.lora_ranks.shape[0]}"
+            f"got {segments.lora_ranks.numel()}"
         )
     if segments.largest_rank > max_rank:
         raise ValueError(f"segments: expected ranks of at most max_rank {max_rank}, got {segments.largest_rank}")
+
+
+def batch_kind(segments: Segments) -> tuple[tuple[Any, ...], tuple[int, int, int, int, int]]:
+    """What checks, config and binaries depend on of a batch, and pointers to its tensors in the kernels' order.
+
+    Left out, so that batches of any size share a plan: num_segments but for its bucket, num_tokens, the length of
+    `permutation`; and least_tokens and largest_rank, which wrappers compare on each call.
+    """
+    permutation, indptr, indices = segments.permutation, segments.seg_indptr, segments.weight_indices
+    ranks, scalings = segments.lora_ranks, segments.scalings
+    pointers = (
+        permutation.data_ptr(),
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        ranks.data_ptr(),
+        scalings.data_ptr(),
+    )
+    first, second, third, fourth, fifth = pointers
+    unaligned: Any = (first | second | third | fourth | fifth) & 15
+    if unaligned:
+        unaligned = tuple(pointer & 15 for pointer in pointers)
+    kind = (
+        type(segments),
+        segments.chunk_size,
+        _segment_bucket(segments.num_segments),
+        launch.device_of(permutation),
+        ranks.numel(),
+        permutation.dtype,
+        indptr.dtype,
+        indices.dtype,
+        ranks.dtype,
+        scalings.dtype,
+        unaligned,
+    )
+    return kind, pointers

@@ -122,6 +122,14 @@ def from_row(op: str, row: rules.Row) -> Config:
     return config
 
 
+def with_block_m(config: Config, block_m: int) -> Config:
+    """The same config with tiles of this many rows, in both kernels where there are two."""
+    if isinstance(config, AddLoraConfig):
+        shrink, expand = replace(config.shrink, block_m=block_m), replace(config.expand, block_m=block_m)
+        return replace(config, shrink=shrink, expand=expand)
+    return replace(config, block_m=block_m)
+
+
 def _smaller(config: ShrinkConfig | ExpandConfig) -> Iterator[Any]:
     """The config and ever more modest ones, for devices and dtypes that the first asks too much of."""
     yield config

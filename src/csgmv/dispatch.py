@@ -13,7 +13,16 @@ import torch
 import triton
 
 from csgmv import launch, rules
-from csgmv.config import AddLoraConfig, Config, ExpandConfig, ShrinkConfig, default_config, from_row, to_row
+from csgmv.config import (
+    AddLoraConfig,
+    Config,
+    ExpandConfig,
+    ShrinkConfig,
+    default_config,
+    from_row,
+    to_row,
+    with_block_m,
+)
 from csgmv.rules import Key
 
 if TYPE_CHECKING:
@@ -25,6 +34,11 @@ C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
 Table = Mapping[tuple[str, str], Mapping[_Fields, "rules.Row | None"]]
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+# With batch_invariant=True every batch is looked up as a decode batch of some 32 adapters, and gets tiles of 16 rows.
+# That is the fewest that there are, which any segment fills best; and always as many, since for another number the
+# compiler may choose another tensor-core instruction, which sums in another order.
+INVARIANT_CHUNK_SIZE = INVARIANT_BLOCK_M = 16
+INVARIANT_BUCKET = 32
 # What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
 _INTERPRETER_LIMITS = rules.Limits(shared_memory=1 << 30, programmatic_launch=True)
 
@@ -135,14 +149,23 @@ def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
     return Choice(default_config(key, where.limits), "default", None, None)
 
 
-_remembered: dict[tuple[torch.device, Key], Choice] = {}
+def resolve_invariant(key: Key, where: Target, rows_of: Table) -> Choice:
+    """The same for a launch with batch_invariant=True, whose config depends on neither bucket nor chunk size."""
+    key = key._replace(chunk_size=INVARIANT_CHUNK_SIZE, segment_bucket=INVARIANT_BUCKET)
+    choice = resolve(key, where, rows_of)
+    return choice._replace(config=with_block_m(choice.config, INVARIANT_BLOCK_M))
 
 
-def choose(key: Key, device: torch.device) -> Choice:
+_remembered: dict[tuple[torch.device, Key, bool], Choice] = {}
+
+
+def choose(key: Key, device: torch.device, batch_invariant: bool = False) -> Choice:
     """The config for a launch with this key on this device; resolved once, then remembered."""
-    known = _remembered.get((device, key))
+    asked = device, key, batch_invariant
+    known = _remembered.get(asked)
     if known is None:
-        known = _remembered[device, key] = resolve(key, target(device), table())
+        find = resolve_invariant if batch_invariant else resolve
+        known = _remembered[asked] = find(key, target(device), table())
     return known
 
 
@@ -151,7 +174,7 @@ def _fault(config: Config, key: Key, device: torch.device) -> str | None:
     return rules.resource_fault(to_row(config), key, device_limits(device))
 
 
-def config_for(given: object, expected: type[C], key: Key, device: torch.device) -> C:
+def config_for(given: object, expected: type[C], key: Key, device: torch.device, batch_invariant: bool = False) -> C:
     """The caller's own config, if it is of the operation's class and the device can run it; where none, the table's.
 
     Raises:
@@ -159,11 +182,14 @@ def config_for(given: object, expected: type[C], key: Key, device: torch.device)
     """
     config: object = given
     if config is None:
-        config = choose(key, device).config
+        config = (choose(key, device, True) if batch_invariant else choose(key, device)).config
     if not isinstance(config, expected):
         raise TypeError(f"config: expected {expected.__name__} or None, got {type(given).__name__}")
-    if given is not None and (fault := _fault(config, key, device)):
-        raise ValueError(f"config: {fault}")
+    if given is not None:
+        if batch_invariant and config != with_block_m(config, INVARIANT_BLOCK_M):
+            raise ValueError(f"config: expected block_m {INVARIANT_BLOCK_M} with batch_invariant=True, got {config}")
+        if fault := _fault(config, key, device):
+            raise ValueError(f"config: {fault}")
     return config
 
 
@@ -177,6 +203,7 @@ def explain(
     dtype: torch.dtype = torch.bfloat16,
     chunk_size: int,
     num_segments: int,
+    batch_invariant: bool = False,
     device: torch.device | str | None = None,
 ) -> Choice:
     """The config that a launch would get, and the step of the fallback that it comes from.
@@ -189,6 +216,7 @@ def explain(
         num_slices: shrink only; elsewhere it is the number of slice_widths.
         dtype: of x or h.
         chunk_size, num_segments: of the Segments.
+        batch_invariant: as the operation is told; the answer is then the same for every chunk_size and num_segments.
         device: a GPU, or "cpu" for interpreted launches; None is the current GPU if there is one.
 
     Raises:
@@ -206,4 +234,4 @@ def explain(
     where = torch.device(device)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
-    return choose(key, where)
+    return choose(key, where, batch_invariant)

@@ -6,9 +6,9 @@ from memory mostly is base_output, so each tile's weights and base are on their 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -328,7 +328,6 @@ def _expand_kernel(
             segment = next_segment
 
 
-@functools.lru_cache(maxsize=4096)
 def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) -> tuple[tuple[int, ...], bool, int]:
     """The ends of MAX_SLICES slices, whether all widths are multiples of block_n, the programs of a tile of rows."""
     widths = [end - start for start, end in itertools.pairwise(slice_offsets)]
@@ -337,65 +336,100 @@ def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) ->
     return ends, even, sum(-(-width // (block_n * column_tiles)) for width in widths)
 
 
-def launch_expand(
-    h: torch.Tensor,
-    lora_b: torch.Tensor,
-    base_output: torch.Tensor,
-    segments: Segments,
-    slice_offsets: tuple[int, ...],
-    config: ExpandConfig,
-    *,
-    padded: bool,
-    staged: bool,
-    overlap: bool = False,
-) -> None:
-    """Start the expand kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
-    max_rank = lora_b.shape[2]
-    group, groups, row_tiles = tiles.deal(segments, config.block_m)
-    ends, even, column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
-    launch.run(
-        _expand_kernel,
-        groups * row_tiles * column_programs,
-        config,
-        (
-            h,
-            lora_b,
-            base_output,
-            segments.permutation,
-            segments.seg_indptr,
-            segments.weight_indices,
-            segments.lora_ranks,
-            segments.scalings,
-        ),
-        (
-            *ends,
-            lora_b.shape[1] * max_rank,
-            base_output.stride(0),
-            len(slice_offsets) - 1,
-            h.shape[1] if staged else 0,
-            segments.num_segments,
-            group,
-            row_tiles,
-            column_programs,
-            h.shape[0] if staged else 1,
-            config.column_tiles,
-        ),
-        {
+class ExpandLaunch(launch.Launch):
+    """The expand kernel on operands of one kind: its constants, and the grid and sizes of each launch.
+
+    `h` is [num_tokens, width], or staged [splits, positions, width].
+    """
+
+    __slots__ = ("_block_m", "_column_programs", "_group", "_last_sizes", "_sizes")
+
+    def __init__(
+        self,
+        lora_b: torch.Tensor,
+        base_output: torch.Tensor,
+        chunk_size: int,
+        slice_offsets: tuple[int, ...],
+        config: ExpandConfig,
+        *,
+        padded: bool,
+        staged: bool,
+        splits: int = 1,
+        overlap: bool = False,
+    ) -> None:
+        max_rank = lora_b.shape[2]
+        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        ends, even, self._column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
+        self._sizes = *ends, lora_b.shape[1] * max_rank, base_output.stride(0), len(slice_offsets) - 1
+        self._last_sizes = self._column_programs, splits, config.column_tiles
+        constants = {
             "MAX_RANK": max_rank,
             "PADDED": padded,
             "STAGED": staged,
             "OVERLAP": overlap,
             "EVEN_N": even,
             "BY_8": launch.by_8(*ends, base_output.stride(0)),
-            "GROUPED": group > 1,
+            "GROUPED": self._group > 1,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": rules.rank_step(config.block_k, max_rank),
             "NUM_STAGES": config.num_stages,
             "PREFETCH": config.prefetch and not launch.INTERPRETED,
-        },
-        overlap=overlap,
-    )
+        }
+        super().__init__(_expand_kernel, config, constants, overlap=overlap)
+
+    def start(
+        self,
+        on: int | None,
+        h: torch.Tensor,
+        lora_b: torch.Tensor,
+        base_output: torch.Tensor,
+        segments: Segments,
+        positions: int,
+        pointers: tuple[int, ...],
+    ) -> None:
+        """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
+        group = self._group
+        groups, row_tiles = tiles.deal(segments, group, self._block_m)
+        self.begin(
+            on,
+            groups * row_tiles * self._column_programs,
+            (h, lora_b, base_output),
+            segments,
+            pointers,
+            (*self._sizes, positions, segments.num_segments, group, row_tiles, *self._last_sizes),
+        )
+
+
+class _Plan(NamedTuple):
+    """Of a `lora_expand`, all that its key decides."""
+
+    max_rank: int
+    offsets: tuple[int, ...]  # as they were given: the same object need not be looked at again
+    ordinal: int  # of the device
+    expand: ExpandLaunch
+
+
+def _plan(
+    h: torch.Tensor,
+    lora_b: torch.Tensor,
+    segments: Segments,
+    slice_offsets: tuple[int, ...],
+    base_output: torch.Tensor,
+    padded: bool,
+    config: ExpandConfig | None,
+    batch_invariant: bool,
+) -> _Plan:
+    """Check the arguments, and decide how to launch."""
+    offsets, widths = arguments.check_slice_offsets(slice_offsets)
+    max_rank = arguments.check_lora_b(lora_b, h, offsets)
+    arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
+    arguments.check_base_output(base_output, h, offsets[-1])
+    arguments.check_segments(segments, h, lora_b, max_rank)
+    key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
+    config = dispatch.config_for(config, ExpandConfig, key, h.device, batch_invariant)
+    expand = ExpandLaunch(lora_b, base_output, segments.chunk_size, offsets, config, padded=padded, staged=False)
+    return _Plan(max_rank, slice_offsets, h.get_device(), expand)
 
 
 def lora_expand(
@@ -407,6 +441,7 @@ def lora_expand(
     *,
     padded: bool = False,
     config: ExpandConfig | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor:
     """Add each row's adapter output in place: base_output += scaling · (h @ B[adapter].T), slice by slice.
 
@@ -423,6 +458,8 @@ def lora_expand(
             an adapter keep their bits.
         padded: slice i of h begins at column i · max_rank; otherwise at i · rank (packed, sglang's layout).
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
+        batch_invariant: a row's bits do not depend on the batch that it is in: every batch gets the config of one of
+            32 segments of 16 rows, with block_m 16, which a `config` of your own must have too.
 
     Returns:
         base_output.
@@ -432,14 +469,49 @@ def lora_expand(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
-    offsets, widths = arguments.check_slice_offsets(slice_offsets)
-    max_rank = arguments.check_lora_b(lora_b, h, offsets)
-    arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
-    arguments.check_base_output(base_output, h, offsets[-1])
-    arguments.check_segments(segments, h, lora_b, max_rank)
-    if segments.num_segments == 0 or h.shape[0] == 0 or offsets[-1] == 0:
-        return base_output
-    key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
-    config = dispatch.config_for(config, ExpandConfig, key, h.device)
-    launch_expand(h, lora_b, base_output, segments, offsets, config, padded=padded, staged=False)
+    plan = misfit = None
+    offsets = slice_offsets if type(slice_offsets) is tuple else arguments.check_slice_offsets(slice_offsets)[0]
+    try:
+        rows, width = h.shape
+        base_rows, columns = base_output.shape
+        h_pointer, b_pointer, base_pointer = h.data_ptr(), lora_b.data_ptr(), base_output.data_ptr()
+        batch, pointers = arguments.batch_kind(segments)
+        key = (
+            "expand",
+            launch.device_of(h),
+            h.dtype,
+            width,
+            h.stride(),
+            h_pointer & 15,
+            launch.device_of(lora_b),
+            lora_b.dtype,
+            lora_b.shape,
+            lora_b.stride(),
+            b_pointer & 15,
+            launch.device_of(base_output),
+            base_output.dtype,
+            columns,
+            base_output.stride(),
+            base_pointer & 15,
+            rows > 1,
+            base_rows - rows,
+            batch,
+            offsets,
+            padded,
+            config,
+            batch_invariant,
+        )
+        plan = launch.plans.get(key)
+    except arguments.MISFITS as error:
+        misfit = error
+    if plan is None or segments.least_tokens > rows or segments.largest_rank > plan.max_rank:
+        plan = _plan(h, lora_b, segments, offsets, base_output, padded, config, batch_invariant)
+        if misfit is not None:
+            raise misfit
+        launch.remember(key, plan)
+    elif plan.offsets is not offsets:
+        arguments.check_integers(offsets)
+    if rows and segments.num_segments and offsets[-1]:
+        on = launch.stream(plan.ordinal)
+        plan.expand.start(on, h, lora_b, base_output, segments, 0, (h_pointer, b_pointer, base_pointer, *pointers))
     return base_output

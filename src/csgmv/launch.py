@@ -1,15 +1,17 @@
-"""The short way from a wrapper to the GPU: one flat grid, the config's launch parameters, the tensors' device.
+"""The short way from a wrapper to the GPU.
 
 Triton binds and specialises all arguments anew on each launch, in Python, which takes longer than a decode kernel runs.
-Here that is done once per binary: what a binary depends on makes a key, under which it is found again.
+Here that happens once per kind of operands. A wrapper makes a key of all that its checks look at and that a binary
+depends on, and remembers under it a plan: the config, what the kernels are given besides pointers, and the binaries.
+A call that finds its plan needs neither checks nor Triton: it passes pointers and sizes to the compiled kernel's own
+launcher.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -17,14 +19,36 @@ import triton
 from csgmv import rules
 from csgmv.config import ExpandConfig, ShrinkConfig
 
+if TYPE_CHECKING:  # segments asks dispatch for its chunk size, and dispatch asks here
+    from csgmv.segments import Segments
+
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 # The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it has been run.
-_SHORT_WAY = rules.version_numbers(triton.__version__)[:2] == (3, 6) and torch.version.hip is None
-_INT32_MAX = 2**31 - 1
-# Key of a binary → the binary, its launcher, the function on the device and the metadata that the launcher takes.
-_binaries: dict[tuple[Any, ...], tuple[Any, Any, Any, Any]] = {}
+SHORT_WAY: bool = (
+    not INTERPRETED and rules.version_numbers(triton.__version__)[:2] == (3, 6) and torch.version.hip is None
+)
+# What torch.cuda.current_device and Triton's driver call in the end; builds of torch without CUDA have neither.
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_knobs: Any = triton.knobs.runtime
+
+# Tells devices apart, and raises TypeError for what is no tensor. Between GPUs the index does, and is read in half the
+# time that a torch.device takes to read and compare; interpreted tensors all have -1, be they on the CPU or nowhere.
+device_of: Any = torch.Tensor.device.__get__ if INTERPRETED else torch.Tensor.get_device
+
+# An operation's key → its plan, of whatever class. Keys hold no number of tokens or segments (other than its power of
+# two), so a server has some hundred; what makes more of them, such as ever other strides, must not fill the memory.
+plans: dict[tuple[Any, ...], Any] = {}
+_MOST_PLANS = 16384
+
+
+def remember(key: tuple[Any, ...], plan: Any) -> None:
+    """Keep a plan for the calls to come."""
+    if len(plans) >= _MOST_PLANS:
+        plans.clear()
+    plans[key] = plan
 
 
 def by_8(*sizes: int) -> bool:
@@ -45,26 +69,6 @@ def options(config: ShrinkConfig | ExpandConfig | None, overlap: bool) -> dict[s
     return chosen
 
 
-def binary_key(
-    kernel: Any,
-    config: ShrinkConfig | ExpandConfig | None,
-    overlap: bool,
-    device: int,
-    dtypes: Sequence[torch.dtype],
-    pointers: Sequence[int],
-    sizes: Sequence[int],
-    constants: Mapping[str, int | bool],
-) -> tuple[Any, ...]:
-    """Everything that the binary of a launch depends on.
-
-    Of pointers, Triton specialises on whether they are multiples of 16 bytes; of sizes, on whether they are 1,
-    multiples of 16, or beyond 32 bits.
-    """
-    aligned = [pointer & 15 for pointer in pointers]
-    kinds = [(size == 1 or (size & 15 == 0) * 2) + (size > _INT32_MAX) * 4 for size in sizes]
-    return (id(kernel), config, overlap, device, *map(bool, aligned), *dtypes, *kinds, *constants.values())
-
-
 def run(
     kernel: Any,
     programs: int,
@@ -74,34 +78,127 @@ def run(
     constants: Mapping[str, int | bool],
     *,
     overlap: bool = False,
-) -> None:
-    """Launch a Triton kernel on the device and current stream of its first tensor.
+) -> Any:
+    """Launch a Triton kernel Triton's own way, on the current device and stream.
 
     Args:
-        kernel: a jitted function whose parameters are these tensors, sizes and constants, in this order. It is kept.
+        kernel: a jitted function whose parameters are these tensors, sizes and constants, in this order.
         programs: size of the flat grid.
         config: where num_warps, num_stages and maxnreg come from; None for Triton's own.
-        tensors: pointers into these, all on one device, are passed.
+        tensors: pointers into these, all on the current device, are passed.
         sizes: run-time integers.
         constants: compile-time constants by name.
         overlap: the launch is a programmatic dependent of the one before it on the stream.
+
+    Returns:
+        The compiled kernel, or None where nothing is compiled.
     """
-    if INTERPRETED or not _SHORT_WAY:
-        kernel[(programs,)](*tensors, *sizes, **constants, **options(config, overlap))
-        return
-    device = tensors[0].get_device()
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    dtypes = [tensor.dtype for tensor in tensors]
-    key = binary_key(kernel, config, overlap, device, dtypes, pointers, sizes, constants)
-    known = _binaries.get(key)
-    elsewhere = torch.cuda.current_device() != device
-    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        if known is None:
-            assert [*kernel.arg_names[len(tensors) + len(sizes) :]] == [*constants], "constants out of order"
-            binary = kernel[(programs,)](*tensors, *sizes, **constants, **options(config, overlap))
-            _binaries[key] = binary, binary.run, binary.function, binary.packed_metadata
+    assert [*kernel.arg_names[len(tensors) + len(sizes) :]] == [*constants], "constants out of order"
+    return kernel[(programs,)](*tensors, *sizes, **constants, **options(config, overlap))
+
+
+def stream(device: int) -> int | None:
+    """The current stream of a device, for a launch by the short way.
+
+    None where a launch must go Triton's own way, or to another device first: a hook (Triton's profiler sets them) or
+    Triton's debug mode would be passed by, or the device is not the current one.
+    """
+    try:
+        if (
+            not SHORT_WAY
+            or _current_device() != device
+            or _knobs.launch_enter_hook.calls
+            or _knobs.launch_exit_hook.calls
+            or _knobs.debug
+        ):
+            return None
+    except AttributeError:  # a hook that is no chain of hooks
+        return None
+    number: int = _current_stream(device)
+    return number
+
+
+class Launch:
+    """One kernel with all that its launches on operands of one kind share.
+
+    Of one kind are operands that a binary cannot tell apart: the same dtypes, the same constants, pointers that are
+    multiples of 16 bytes or not, and sizes of which Triton specialises none differently (on being 1, a multiple of 16,
+    or beyond 32 bits). Whoever keeps a Launch keeps it under a key that says so.
+    """
+
+    __slots__ = ("_config", "_constants", "_kernel", "_overlap", "_short")
+
+    def __init__(
+        self,
+        kernel: Any,
+        config: ShrinkConfig | ExpandConfig | None,
+        constants: Mapping[str, int | bool],
+        *,
+        overlap: bool = False,
+    ) -> None:
+        """Arguments are those of `run`."""
+        self._kernel, self._config, self._constants, self._overlap = kernel, config, constants, overlap
+        self._short: tuple[Any, tuple[Any, ...], tuple[None, ...]] | None = None  # once the binary is there
+
+    def begin(
+        self,
+        on: int | None,
+        programs: int,
+        operands: tuple[torch.Tensor, ...],
+        segments: Segments,
+        pointers: tuple[int, ...],
+        sizes: tuple[int, ...],
+    ) -> None:
+        """Launch the kernel.
+
+        Args:
+            on: what `stream` gave; None for the long way.
+            programs, sizes: as for `run`.
+            operands: the kernel's tensors but for the batch's, which come next: `Segments.tensors`, all or the first.
+            segments: the batch.
+            pointers: of all the kernel's tensors.
+        """
+        short = self._short
+        if on is None or short is None:
+            self._begin_the_long_way(on, programs, operands, segments, pointers, sizes)
             return
-        _, start, function, metadata = known
-        stream = triton.runtime.driver.active.get_current_stream(device)
-        # The three Nones: launch metadata and hooks, which profilers of Triton's own may set, are left out.
-        start(programs, 1, 1, stream, function, metadata, None, None, None, *pointers, *sizes, *constants.values())
+        launcher, head, tail = short
+        launcher(programs, 1, 1, on, *head, *pointers, *sizes, *tail)
+
+    def _begin_the_long_way(
+        self,
+        on: int | None,
+        programs: int,
+        operands: tuple[torch.Tensor, ...],
+        segments: Segments,
+        pointers: tuple[int, ...],
+        sizes: tuple[int, ...],
+    ) -> None:
+        device = operands[0].get_device()
+        if not INTERPRETED and _current_device() != device:
+            with torch.cuda.device(device):
+                self.begin(stream(device), programs, operands, segments, pointers, sizes)
+            return
+        tensors = *operands, *segments.tensors[: len(pointers) - len(operands)]
+        binary = run(self._kernel, programs, self._config, tensors, sizes, self._constants, overlap=self._overlap)
+        if on is not None and binary is not None:
+            self._short = _short_way(binary, len(self._constants))
+
+
+def _short_way(binary: Any, num_constants: int) -> tuple[Any, tuple[Any, ...], tuple[None, ...]]:
+    """A compiled kernel's launcher, and what it takes between the stream and the pointers, and after the sizes.
+
+    Triton 3.6's launcher for NVIDIA is a Python object that allocates scratch memory, if the kernel uses any, and calls
+    a C function; where it uses none, the C function is called at once. The launcher skips constants, whatever they are.
+    The last three Nones of the head are launch metadata and hooks: with a hook set, the long way is taken.
+    """
+    launcher, ignored = binary.run, (None,) * num_constants
+    try:
+        scratch = launcher.global_scratch_size or launcher.profile_scratch_size
+        flags = launcher.launch_cooperative_grid, launcher.launch_pdl
+        in_c = launcher.launch
+    except AttributeError:
+        scratch = True
+    if scratch:
+        return launcher, (binary.function, binary.packed_metadata, None, None, None), ignored
+    return in_c, (binary.function, *flags, None, None, binary.packed_metadata, None, None, None), ignored

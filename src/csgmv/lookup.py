@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=rules.DTYPE_BYTES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--chunk-size", type=int, required=True, metavar="N", help="chunk_size of the Segments")
     parser.add_argument("--segments", type=int, required=True, metavar="N", help="num_segments of the Segments")
+    parser.add_argument("--batch-invariant", action="store_true", help="for a launch with batch_invariant=True")
     parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
     parser.add_argument("--triton", metavar="VERSION", help=f"default: the installed one, {triton.__version__}")
 
@@ -96,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the key, the step that served it, the row it came from and the config."""
     key = key_of(args)
     target, word = target_of(args)
-    choice = dispatch.resolve(key, target, dispatch.table())
-    print(f"launch  {_key_text(key)}")
+    resolve = dispatch.resolve_invariant if args.batch_invariant else dispatch.resolve
+    choice = resolve(key, target, dispatch.table())
+    print(f"launch  {_key_text(key)}{', batch-invariant' if args.batch_invariant else ''}")
     print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
     known = sorted({gpu for gpu, _ in dispatch.table()})
     if target.gpu not in known:

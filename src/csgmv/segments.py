@@ -51,6 +51,11 @@ class Segments:
     largest_rank: int = 0
     _buffer: torch.Tensor | None = None  # what the five tensors are views of, where they can be refilled
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The five tensors, in the order of the kernels' parameters."""
+        return self.permutation, self.seg_indptr, self.weight_indices, self.lora_ranks, self.scalings
+
     @classmethod
     def from_sequences(
         cls,

@@ -7,6 +7,8 @@ is stored: the loads of the main loop carry no masks, so they compile to 16-byte
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -234,60 +236,135 @@ def _sum_partials_kernel(
     tl.store(target, total.to(h.dtype.element_ty), mask=mask)
 
 
-def launch_shrink(
-    x: torch.Tensor,
-    lora_a: torch.Tensor,
-    h: torch.Tensor,
-    segments: Segments,
-    num_slices: int,
-    config: ShrinkConfig,
-    *,
-    padded: bool,
-    staged: bool,
-    signal: bool = False,
-) -> None:
-    """Start the shrink kernel; `h` is [num_tokens, width], or staged [split_k, positions, width]."""
-    width, input_dim = lora_a.shape[1], lora_a.shape[2]
-    group, groups, row_tiles = tiles.deal(segments, config.block_m)
-    column_programs = -(-width // (config.block_n * config.column_tiles))
-    launch.run(
-        _shrink_kernel,
-        groups * row_tiles * config.split_k * column_programs,
-        config,
-        (
-            x,
-            lora_a,
-            h,
-            segments.permutation,
-            segments.seg_indptr,
-            segments.weight_indices,
-            segments.lora_ranks,
-        ),
-        (
-            input_dim,
-            x.stride(0),
-            num_slices,
-            h.shape[1] if staged else 0,
-            segments.num_segments,
-            group,
-            row_tiles,
-            column_programs,
-            config.split_k,
-        ),
-        {
+class ShrinkLaunch(launch.Launch):
+    """The shrink kernel on operands of one kind: its constants, and the grid and sizes of each launch.
+
+    `h` is [num_tokens, width], or staged [split_k, positions, width].
+    """
+
+    __slots__ = ("_block_m", "_column_programs", "_group", "_sizes", "_split_k")
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        lora_a: torch.Tensor,
+        chunk_size: int,
+        num_slices: int,
+        config: ShrinkConfig,
+        *,
+        padded: bool,
+        staged: bool,
+        signal: bool = False,
+    ) -> None:
+        width, input_dim = lora_a.shape[1], lora_a.shape[2]
+        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        self._column_programs = -(-width // (config.block_n * config.column_tiles))
+        self._sizes, self._split_k = (input_dim, x.stride(0), num_slices), config.split_k
+        constants = {
             "MAX_RANK": width // num_slices,
             "PADDED": padded,
             "STAGED": staged,
             "SIGNAL": signal,
             "EVEN_K": input_dim % config.block_k == 0,
             "BY_8": launch.by_8(input_dim, x.stride(0)),
-            "GROUPED": group > 1,
+            "GROUPED": self._group > 1,
             "COLUMN_TILES": config.column_tiles,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
-        },
-    )
+        }
+        super().__init__(_shrink_kernel, config, constants)
+
+    def start(
+        self,
+        on: int | None,
+        x: torch.Tensor,
+        lora_a: torch.Tensor,
+        h: torch.Tensor,
+        segments: Segments,
+        positions: int,
+        pointers: tuple[int, ...],
+    ) -> None:
+        """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
+        group, column_programs, split_k = self._group, self._column_programs, self._split_k
+        groups, row_tiles = tiles.deal(segments, group, self._block_m)
+        self.begin(
+            on,
+            groups * row_tiles * split_k * column_programs,
+            (x, lora_a, h),
+            segments,
+            pointers,
+            (*self._sizes, positions, segments.num_segments, group, row_tiles, column_programs, split_k),
+        )
+
+
+class _SumLaunch(launch.Launch):
+    """The kernel that sums the partials of split-K, likewise."""
+
+    __slots__ = ("_num_slices",)
+
+    def __init__(self, num_slices: int, max_rank: int, split_k: int, *, padded: bool) -> None:
+        self._num_slices = num_slices
+        constants = {
+            "NUM_SLICES": num_slices,
+            "MAX_RANK": max_rank,
+            "PADDED": padded,
+            "SPLIT_K": split_k,
+            "BLOCK_M": 16,
+            "BLOCK_R": rules.power_of_two(max_rank),
+        }
+        super().__init__(_sum_partials_kernel, None, constants)
+
+    def start(
+        self,
+        on: int | None,
+        partials: torch.Tensor,
+        h: torch.Tensor,
+        segments: Segments,
+        positions: int,
+        pointers: tuple[int, ...],
+    ) -> None:
+        """Start the kernel; `pointers` are in its order."""
+        num_segments, row_tiles = tiles.deal(segments, 1, 16)
+        programs = num_segments * row_tiles * self._num_slices
+        self.begin(on, programs, (partials, h), segments, pointers, (positions, row_tiles))
+
+
+class _Plan(NamedTuple):
+    """Of a `lora_shrink`, all that its key decides."""
+
+    max_rank: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+    ordinal: int  # of the device
+    split_k: int
+    shrink: ShrinkLaunch
+    sum: _SumLaunch | None
+
+
+def _plan(
+    x: torch.Tensor,
+    lora_a: torch.Tensor,
+    segments: Segments,
+    num_slices: int,
+    out: torch.Tensor | None,
+    padded: bool,
+    config: ShrinkConfig | None,
+    batch_invariant: bool,
+) -> _Plan:
+    """Check the arguments, and decide how to launch."""
+    max_rank = arguments.check_lora_a(lora_a, x, num_slices)
+    arguments.check_segments(segments, x, lora_a, max_rank)
+    width = num_slices * max_rank
+    if out is not None:
+        arguments.check_dense("out", out, (x.shape[0], width), like=x)
+    key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
+    config = dispatch.config_for(config, ShrinkConfig, key, x.device, batch_invariant)
+    chunk_size, split_k = segments.chunk_size, config.split_k
+    shrink = ShrinkLaunch(x, lora_a, chunk_size, num_slices, config, padded=padded, staged=split_k > 1)
+    total = None if split_k == 1 else _SumLaunch(num_slices, max_rank, split_k, padded=padded)
+    return _Plan(max_rank, width, x.dtype, x.device, x.get_device(), split_k, shrink, total)
 
 
 def lora_shrink(
@@ -299,6 +376,7 @@ def lora_shrink(
     out: torch.Tensor | None = None,
     padded: bool = False,
     config: ShrinkConfig | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor:
     """Multiply each row of x with the A matrices of its adapter: h = x @ A[adapter].T, float32 accumulation.
 
@@ -312,6 +390,8 @@ def lora_shrink(
         padded: slice i of an adapter's A begins at row i · max_rank; otherwise at i · rank (packed, sglang's layout).
             h's columns are laid out like A's rows.
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
+        batch_invariant: a row's bits do not depend on the batch that it is in: every batch gets the config of one of
+            32 segments of 16 rows, with block_m 16, which a `config` of your own must have too.
 
     Returns:
         h, [num_tokens, num_slices · max_rank] in x's dtype. Rows without an adapter and columns past an adapter's rank
@@ -322,46 +402,65 @@ def lora_shrink(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
-    max_rank = arguments.check_lora_a(lora_a, x, num_slices)
-    arguments.check_segments(segments, x, lora_a, max_rank)
-    shape = (x.shape[0], num_slices * max_rank)
+    plan = misfit = None
+    try:
+        rows, input_dim = x.shape
+        x_pointer, a_pointer = x.data_ptr(), lora_a.data_ptr()
+        batch, (permutation, indptr, indices, ranks, _) = arguments.batch_kind(segments)
+        into: tuple[Any, ...] | None = None
+        if out is not None:
+            h_pointer, (out_rows, columns) = out.data_ptr(), out.shape
+            into = launch.device_of(out), out.dtype, columns, out.stride(), out_rows - rows, rows > 1, h_pointer & 15
+        key = (
+            "shrink",
+            launch.device_of(x),
+            x.dtype,
+            input_dim,
+            x.stride(),
+            x_pointer & 15,
+            launch.device_of(lora_a),
+            lora_a.dtype,
+            lora_a.shape,
+            lora_a.stride(),
+            a_pointer & 15,
+            batch,
+            num_slices,
+            into,
+            padded,
+            config,
+            batch_invariant,
+        )
+        plan = launch.plans.get(key)
+    except arguments.MISFITS as error:
+        misfit = error
+    if plan is None or segments.least_tokens > rows or segments.largest_rank > plan.max_rank:
+        plan = _plan(x, lora_a, segments, num_slices, out, padded, config, batch_invariant)
+        if misfit is not None:
+            raise misfit
+        launch.remember(key, plan)
+    on = launch.stream(plan.ordinal)
     if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    else:
-        arguments.check_dense("out", out, shape, like=x)
-    if segments.num_segments == 0 or x.shape[0] == 0:
+        out = torch.empty((rows, plan.width), dtype=plan.dtype, device=plan.device)
+        h_pointer = out.data_ptr()
+        on = None if h_pointer & 15 else on  # the plan's binaries take fresh memory to be aligned
+    if not (rows and segments.num_segments):
         return out
-    key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
-    config = dispatch.config_for(config, ShrinkConfig, key, x.device)
-    if config.split_k == 1:
-        launch_shrink(x, lora_a, out, segments, num_slices, config, padded=padded, staged=False)
+    if plan.sum is None:
+        pointers = x_pointer, a_pointer, h_pointer, permutation, indptr, indices, ranks
+        plan.shrink.start(on, x, lora_a, out, segments, 0, pointers)
         return out
-    partials = torch.empty(
-        (config.split_k, segments.permutation.shape[0], shape[1]), dtype=torch.float32, device=x.device
+    positions = segments.permutation.numel()
+    partials = torch.empty((plan.split_k, positions, plan.width), dtype=torch.float32, device=plan.device)
+    pointer = partials.data_ptr()
+    on = None if pointer & 15 else on
+    plan.shrink.start(
+        on,
+        x,
+        lora_a,
+        partials,
+        segments,
+        positions,
+        (x_pointer, a_pointer, pointer, permutation, indptr, indices, ranks),
     )
-    launch_shrink(x, lora_a, partials, segments, num_slices, config, padded=padded, staged=True)
-    block_m = 16
-    row_tiles = -(-min(segments.chunk_size, segments.num_tokens) // block_m)
-    launch.run(
-        _sum_partials_kernel,
-        segments.num_segments * row_tiles * num_slices,
-        None,
-        (
-            partials,
-            out,
-            segments.permutation,
-            segments.seg_indptr,
-            segments.weight_indices,
-            segments.lora_ranks,
-        ),
-        (partials.shape[1], row_tiles),
-        {
-            "NUM_SLICES": num_slices,
-            "MAX_RANK": max_rank,
-            "PADDED": padded,
-            "SPLIT_K": config.split_k,
-            "BLOCK_M": block_m,
-            "BLOCK_R": rules.power_of_two(max_rank),
-        },
-    )
+    plan.sum.start(on, partials, out, segments, positions, (pointer, h_pointer, permutation, indptr, indices, ranks))
     return out

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from csgmv import rules
 from csgmv.segments import Segments
 
 
@@ -28,8 +27,9 @@ def run_end(adapters, segments, segment, adapter, last):
     return tl.min(tl.where(other, segments, last))
 
 
-def deal(segments: Segments, block_m: int) -> tuple[int, int, int]:
-    """Segments of a group, groups, and tiles of each run in a group, for tiles of block_m rows."""
-    group = rules.group_size(block_m, segments.chunk_size)
-    groups = -(-segments.num_segments // group)
-    return group, groups, -(-min(segments.chunk_size * group, segments.num_tokens) // block_m)
+def deal(segments: Segments, group: int, block_m: int) -> tuple[int, int]:
+    """How many groups of this many segments there are, and tiles of block_m rows for each run in a group."""
+    longest = segments.chunk_size * group
+    if segments.num_tokens < longest:
+        longest = segments.num_tokens
+    return -(-segments.num_segments // group), -(-longest // block_m)

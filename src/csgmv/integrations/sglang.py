@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, Union
+from typing import NamedTuple, Protocol, Union
 
 import torch
 
@@ -46,8 +46,22 @@ class BatchInfo(Protocol):
     permutation: torch.Tensor
 
 
+class _Batch(NamedTuple):
+    """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
+
+    batch_info: BatchInfo
+    use_cuda_graph: bool
+    num_segments: int
+    segments: Segments
+
+
+# id of a LoRABatchInfo → what was made of it: every layer of a model asks for the same one in turn.
+_batches: dict[int, _Batch] = {}
+_MOST_BATCHES = 8
+
+
 def segments(batch_info: BatchInfo) -> Segments:
-    """A LoRABatchInfo as Segments that share its tensors.
+    """A LoRABatchInfo as Segments that share its tensors; the same ones again until an attribute is replaced.
 
     Under use_cuda_graph the segments are counted by weight_indices.shape[0], so that a graph captured with them replays
     right with any number; those past num_segments must then be of length zero, as sglang 0.5.23 leaves them (0.5.11
@@ -57,6 +71,28 @@ def segments(batch_info: BatchInfo) -> Segments:
         TypeError: a tensor is of another dtype.
         ValueError: max_len is None or below 1, or there is no permutation.
     """
+    known = _batches.get(id(batch_info))
+    if known is not None:
+        _, use_cuda_graph, num_segments, made = known
+        if (
+            made.permutation is batch_info.permutation
+            and made.seg_indptr is batch_info.seg_indptr
+            and made.weight_indices is batch_info.weight_indices
+            and made.lora_ranks is batch_info.lora_ranks
+            and made.scalings is batch_info.scalings
+            and made.chunk_size == batch_info.max_len
+            and num_segments == batch_info.num_segments
+            and use_cuda_graph == batch_info.use_cuda_graph
+        ):
+            return made
+    made = _read(batch_info)
+    if len(_batches) >= _MOST_BATCHES:
+        _batches.clear()
+    _batches[id(batch_info)] = _Batch(batch_info, batch_info.use_cuda_graph, batch_info.num_segments, made)
+    return made
+
+
+def _read(batch_info: BatchInfo) -> Segments:
     permutation, indptr, indices = batch_info.permutation, batch_info.seg_indptr, batch_info.weight_indices
     ranks, scalings, chunk_size = batch_info.lora_ranks, batch_info.scalings, batch_info.max_len
     if permutation is None:
@@ -168,7 +204,7 @@ def _read_offsets(offsets: Offsets) -> tuple[int, ...]:
     if (
         known is not None
         and known.tensor() is offsets
-        and known.version == _version(offsets)
+        and (known.version < 0 or known.version == offsets._version)
         and known.data_ptr == offsets.data_ptr()
     ):
         return known.offsets

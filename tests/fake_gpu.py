@@ -1,0 +1,134 @@
+"""A GPU that is not there: kernels that record what would be launched, by Triton's own way or by the short one.
+
+What Triton would compile is asked of Triton itself: its own function says how it specialises an argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from triton._C.libtriton import native_specialize_impl
+from triton.backends.nvidia.compiler import CUDABackend
+
+from csgmv import arguments, expand, launch, shrink
+
+STREAM = 77
+KERNELS = {shrink: ("_shrink_kernel", "_sum_partials_kernel"), expand: ("_expand_kernel",)}
+
+
+class Launched(NamedTuple):
+    """One launch.
+
+    Attributes:
+        way: "long", Triton's own; "short", past it; "object", past it but for its launcher object.
+        binary: kernel, how each argument is specialised, constants, options.
+        programs: the grid's size.
+        pointers, sizes: the run-time arguments.
+    """
+
+    way: str
+    binary: tuple[Any, ...]
+    programs: int
+    pointers: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class _Launcher:
+    """Triton 3.6's CudaLauncher: an object that allocates scratch memory, and a function in C that launches."""
+
+    launch_cooperative_grid, launch_pdl, profile_scratch_size = False, False, 0
+
+    def __init__(self, gpu: FakeGPU, num_pointers: int, num_constants: int) -> None:
+        self.global_scratch_size = gpu.scratch
+        self._gpu, self._num_pointers, self._num_constants = gpu, num_pointers, num_constants
+
+    def launch(self, x: int, y: int, z: int, stream: int, function: Any, *rest: Any) -> None:
+        """What is C in Triton: flags, two scratch pointers, metadata of kernel and launch, two hooks, arguments."""
+        *head, metadata, launch_metadata, enter, leave = rest[:8]
+        assert head == [self.launch_cooperative_grid, self.launch_pdl, None, None]
+        self._record("short", x, y, z, stream, function, metadata, launch_metadata, enter, leave, *rest[8:])
+
+    def __call__(self, *arguments: Any) -> None:
+        self._record("object", *arguments)
+
+    def _record(self, way: str, x: int, y: int, z: int, stream: int, function: Any, *rest: Any) -> None:
+        metadata, launch_metadata, enter, leave, *given = rest
+        assert (y, z, stream, metadata) == (1, 1, STREAM, ("metadata", function))
+        assert (launch_metadata, enter, leave) == (None, None, None)
+        last = len(given) - self._num_constants
+        pointers, sizes = given[: self._num_pointers], given[self._num_pointers : last]
+        self._gpu.launched.append(Launched(way, function, x, tuple(pointers), tuple(sizes)))
+
+
+class _Kernel:
+    """Stands in for a jitted function."""
+
+    def __init__(self, gpu: FakeGPU, name: str, kernel: Any) -> None:
+        self.arg_names = kernel.arg_names
+        told = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)
+        self._general = told["do_not_specialize"] or ()
+        self._unaligned = told["do_not_specialize_on_alignment"] or ()
+        self._gpu, self._name = gpu, name
+
+    def _specialised(self, name: str, value: Any) -> tuple[Any, ...]:
+        how = name not in self._general, name not in self._unaligned
+        return native_specialize_impl(CUDABackend, value, False, *how)
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        def start(*given: Any, **named: Any) -> Any:
+            tensors = [each for each in given if isinstance(each, torch.Tensor)]
+            sizes = given[len(tensors) :]
+            constants = {name: named.pop(name) for name in self.arg_names[len(given) :]}
+            kinds = tuple(map(self._specialised, self.arg_names, given))
+            binary = self._name, self._gpu.device, kinds, tuple(constants.items()), tuple(named.items())
+            pointers = tuple(each.data_ptr() for each in tensors)
+            self._gpu.launched.append(Launched("long", binary, grid[0], pointers, sizes))
+            launcher = _Launcher(self._gpu, len(pointers), len(constants))
+            return SimpleNamespace(run=launcher, function=binary, packed_metadata=("metadata", binary))
+
+        return start
+
+
+class FakeGPU:
+    """Tensors on the CPU count as on its device number -1.
+
+    Attributes:
+        launched: everything so far.
+        device: the current one.
+        scratch: bytes of scratch memory that kernels need.
+    """
+
+    def __init__(self) -> None:
+        self.launched: list[Launched] = []
+        self.device, self.scratch = -1, 0
+
+    @contextlib.contextmanager
+    def entered(self, device: int) -> Iterator[None]:
+        """`torch.cuda.device`."""
+        before, self.device = self.device, device
+        yield
+        self.device = before
+
+
+@contextlib.contextmanager
+def fake_gpu() -> Iterator[FakeGPU]:
+    """Launches go to a fake GPU by the short way, as they would under Triton 3.6; no plan is remembered yet."""
+    gpu = FakeGPU()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in KERNELS.items():
+            for name in names:
+                patch.setattr(module, name, _Kernel(gpu, name, getattr(module, name)))
+        # Tensors on the CPU pass the checks as they do when interpreted, and nothing else is as it is then.
+        patch.setattr(arguments, "launch", SimpleNamespace(INTERPRETED=True, device_of=launch.device_of))
+        patch.setattr(launch, "INTERPRETED", False)
+        patch.setattr(launch, "SHORT_WAY", True)
+        patch.setattr(launch, "plans", {})
+        patch.setattr(launch, "_current_device", lambda: gpu.device)
+        patch.setattr(launch, "_current_stream", lambda _: STREAM)
+        patch.setattr(torch.cuda, "device", gpu.entered)
+        yield gpu
