@@ -57,7 +57,8 @@ class Call:
 
     op: str = "add_lora"
     dtype: torch.dtype = torch.float16
-    weights_dtype: torch.dtype | None = None  # None: as dtype
+    x_dtype: torch.dtype | None = None  # None: as dtype, here and below
+    weights_dtype: torch.dtype | None = None
     b_dtype: torch.dtype | None = None
     base_dtype: torch.dtype | None = None
     rows: int = 40
@@ -69,7 +70,8 @@ class Call:
     list_of_offsets: bool = False
     num_slices: int | None = None  # None: as many as there are widths
     num_loras: int = 3
-    x_extra: int = 0  # columns between rows
+    x_extra: int = 0  # columns between rows of x or h
+    x_columns: int = 0  # beyond input_dim or width, with the same stride
     base_extra: int = 0
     base_columns: int = 0  # beyond output_dim
     base_rows: int = 0  # beyond x's
@@ -84,7 +86,8 @@ class Call:
     no_tensor: str = ""  # the tensor that is a list
     out: bool = False
     out_rows: int = 0  # beyond x's
-    out_columns: int = 0
+    out_columns: int = 0  # beyond width, with the same stride
+    out_extra: int = 0
     out_dtype: torch.dtype | None = None
     chunk_size: int = 16
     num_segments: int = 4
@@ -117,15 +120,15 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     a_shape, b_shape = (call.num_loras, slices * a_rank, call.input_dim), (call.num_loras, output_dim, call.max_rank)
     base_shape = call.rows + call.base_rows, max(output_dim + call.base_columns, 0)
     base_stride = base_shape[1] + call.base_extra if call.base_stride is None else call.base_stride
-    x_stride, h_shape = call.input_dim + call.x_extra, (call.rows, slices * call.max_rank)
-    out_shape = call.rows + call.out_rows, h_shape[1] + call.out_columns
+    x_stride, width, x_dtype = call.input_dim + call.x_extra, slices * call.max_rank, call.x_dtype or dtype
+    out_shape = call.rows + call.out_rows, width + call.out_columns
     tensors = {
-        "x": memory(call.rows, call.input_dim, dtype=dtype, shift=call.x_shift, stride=x_stride),
-        "h": memory(*h_shape, dtype=dtype, shift=call.x_shift, stride=h_shape[1] + call.x_extra),
+        "x": memory(call.rows, call.input_dim + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=x_stride),
+        "h": memory(call.rows, width + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=width + call.x_extra),
         "lora_a": memory(*a_shape, dtype=call.weights_dtype or dtype, shift=call.a_shift),
         "lora_b": memory(*b_shape, dtype=call.b_dtype or call.weights_dtype or dtype, shift=call.b_shift),
         "base": memory(*base_shape, dtype=call.base_dtype or dtype, shift=call.base_shift, stride=base_stride),
-        "out": memory(*out_shape, dtype=call.out_dtype or dtype, shift=call.out_shift),
+        "out": memory(*out_shape, dtype=call.out_dtype or dtype, shift=call.out_shift, stride=width + call.out_extra),
     }
     sizes = call.rows, call.num_segments + 1, call.num_segments, call.slots, call.slots
     batch = [
@@ -206,10 +209,14 @@ class NoSegments:
         self.__dict__.update(zip([field.name for field in dataclasses.fields(Segments)], values))
 
 
+ONE_ROW = {"rows": 1, "num_tokens": 1, "least_tokens": 1}
 HALF, SINGLE, LONG = torch.bfloat16, torch.float32, torch.int64
 CHANGES: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": SINGLE},
     "other 16-bit dtype": {"dtype": HALF},
+    "x of another dtype": {"x_dtype": HALF},
+    "x too narrow": {"x_columns": -16},
+    "x too wide": {"x_columns": 16, "x_extra": 16},
     "weights of another dtype": {"weights_dtype": HALF},
     "lora_b of another dtype": {"b_dtype": HALF},
     "base of another dtype": {"base_dtype": HALF},
@@ -271,7 +278,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "one segment": {"num_segments": 1},
     "no segments": {"num_segments": 0},
     "tokens": {"num_tokens": 7},
-    "one row": {"rows": 1, "num_tokens": 1, "least_tokens": 1},
+    "one row": ONE_ROW,
     "no rows": {"rows": 0, "num_tokens": 0, "least_tokens": 0},
     "more rows": {"rows": 48},
     "too few rows": {"rows": 39},
@@ -304,11 +311,13 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
     "unaligned": {"out_shift": 1},
     "of another dtype": {"out_dtype": HALF},
     "of too many rows": {"out_rows": 1},
-    "of too many columns": {"out_columns": 16},
+    "of too many columns": {"out_columns": 16, "out_extra": 16},
+    "of too few columns": {"out_columns": -16},
+    "not contiguous": {"out_extra": 16},
     "transposed": {"transposed": "out"},
     "elsewhere": {"elsewhere": "out"},
     "no tensor": {"no_tensor": "out"},
-    "one row": {"rows": 1, "num_tokens": 1, "least_tokens": 1},
+    "one row": ONE_ROW,
     "partials": {"config": config({"split_k": 2})},
 }
 
@@ -318,20 +327,21 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
 def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
     """After a call, one that differs in a single thing: the right binary, grid, pointers and sizes, or the right error.
 
-    And the first call once more after that one.
+    With and without a config; and after the same for a batch of one row, of which less is asked.
     """
-    first = Call(op)
-    other = dataclasses.replace(first, **change)
-    assert_as_if_unknown([first, other])
-    with_config = dataclasses.replace(first, config=config())
-    assert_as_if_unknown([with_config, dataclasses.replace(with_config, **change)])
+    for first in (Call(op), Call(op, config=config())):
+        other = dataclasses.replace(first, **change)
+        assert_as_if_unknown([first, other])
+        assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
 
 
 @pytest.mark.parametrize("change", OUT_CHANGES.values(), ids=OUT_CHANGES)
 def test_each_thing_about_out_counts(change: dict[str, Any]) -> None:
     """The tensor that lora_shrink writes to, if it is given one."""
     first = Call("shrink", out=True)
-    assert_as_if_unknown([first, dataclasses.replace(first, **change)])
+    other = dataclasses.replace(first, **change)
+    assert_as_if_unknown([first, other])
+    assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
 
 
 @settings(deadline=None)  # the first launch of a kind takes longer than the next
