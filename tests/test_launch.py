@@ -58,7 +58,7 @@ class Call:
     op: str = "add_lora"
     dtype: torch.dtype = torch.float16
     x_dtype: torch.dtype | None = None  # None: as dtype, here and below
-    weights_dtype: torch.dtype | None = None
+    a_dtype: torch.dtype | None = None
     b_dtype: torch.dtype | None = None
     base_dtype: torch.dtype | None = None
     rows: int = 40
@@ -69,7 +69,8 @@ class Call:
     offset_type: type = int
     list_of_offsets: bool = False
     num_slices: int | None = None  # None: as many as there are widths
-    num_loras: int = 3
+    a_loras: int = 3
+    b_loras: int = 3
     x_extra: int = 0  # columns between rows of x or h
     x_columns: int = 0  # beyond input_dim or width, with the same stride
     base_extra: int = 0
@@ -117,7 +118,7 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     dtype, slices, output_dim = call.dtype, len(call.widths), sum(call.widths)
     num_slices = slices if call.num_slices is None else call.num_slices
     a_rank = call.max_rank if call.a_rank is None else call.a_rank
-    a_shape, b_shape = (call.num_loras, slices * a_rank, call.input_dim), (call.num_loras, output_dim, call.max_rank)
+    a_shape, b_shape = (call.a_loras, slices * a_rank, call.input_dim), (call.b_loras, output_dim, call.max_rank)
     base_shape = call.rows + call.base_rows, max(output_dim + call.base_columns, 0)
     base_stride = base_shape[1] + call.base_extra if call.base_stride is None else call.base_stride
     x_stride, width, x_dtype = call.input_dim + call.x_extra, slices * call.max_rank, call.x_dtype or dtype
@@ -125,8 +126,8 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     tensors = {
         "x": memory(call.rows, call.input_dim + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=x_stride),
         "h": memory(call.rows, width + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=width + call.x_extra),
-        "lora_a": memory(*a_shape, dtype=call.weights_dtype or dtype, shift=call.a_shift),
-        "lora_b": memory(*b_shape, dtype=call.b_dtype or call.weights_dtype or dtype, shift=call.b_shift),
+        "lora_a": memory(*a_shape, dtype=call.a_dtype or dtype, shift=call.a_shift),
+        "lora_b": memory(*b_shape, dtype=call.b_dtype or dtype, shift=call.b_shift),
         "base": memory(*base_shape, dtype=call.base_dtype or dtype, shift=call.base_shift, stride=base_stride),
         "out": memory(*out_shape, dtype=call.out_dtype or dtype, shift=call.out_shift, stride=width + call.out_extra),
     }
@@ -217,7 +218,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "x of another dtype": {"x_dtype": HALF},
     "x too narrow": {"x_columns": -16},
     "x too wide": {"x_columns": 16, "x_extra": 16},
-    "weights of another dtype": {"weights_dtype": HALF},
+    "lora_a of another dtype": {"a_dtype": HALF},
     "lora_b of another dtype": {"b_dtype": HALF},
     "base of another dtype": {"base_dtype": HALF},
     "input_dim 1": {"input_dim": 1},
@@ -240,8 +241,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no width at all": {"widths": (0, 0)},
     "offsets that are floats": {"offset_type": float},
     "offsets in a list": {"list_of_offsets": True},
-    "adapters": {"num_loras": 4},
-    "fewer adapters than slots": {"num_loras": 2},
+    "adapters": {"a_loras": 4, "b_loras": 4},
+    "fewer adapters than slots": {"a_loras": 2, "b_loras": 2},
+    "lora_a of more adapters": {"a_loras": 4},
+    "lora_b of more adapters": {"b_loras": 4},
     "x stride odd": {"x_extra": 3},
     "x stride a multiple of 8": {"x_extra": 8},
     "x stride another multiple of 16": {"x_extra": 16},
@@ -425,10 +428,20 @@ def test_a_call_for_another_device_enters_it(gpu: FakeGPU) -> None:
     assert gpu.device == 3
 
 
-@pytest.mark.parametrize("op", ["shrink", "add_lora"])
-def test_memory_of_an_odd_allocator_takes_the_long_way(op: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("shrink", config=SHRINK),
+        Call("shrink", config=dataclasses.replace(SHRINK, split_k=2), out=True),
+        Call("add_lora"),
+    ],
+    ids=["h", "partials", "stage"],
+)
+def test_memory_of_an_odd_allocator_takes_the_long_way(
+    call: Call, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch.empty gives multiples of 16 bytes; what does not has a binary of its own, which is not kept."""
-    make, _ = prepared(Call(op))
+    make, _ = prepared(call)
     make()
     make()
     empty = torch.empty
