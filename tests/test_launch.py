@@ -44,6 +44,7 @@ def gpu() -> Iterator[FakeGPU]:
 
 def memory(*shape: int, dtype: torch.dtype, shift: int = 0, stride: int | None = None) -> torch.Tensor:
     """A tensor on the CPU that begins `shift` elements past a multiple of 64 bytes, its rows `stride` apart."""
+    shape = tuple(max(0, size) for size in shape)  # changes may come together that take away more than there is
     strides = [*torch.empty(shape, device="meta").stride()]
     if stride is not None:
         strides[0] = stride
@@ -119,7 +120,7 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     num_slices = slices if call.num_slices is None else call.num_slices
     a_rank = call.max_rank if call.a_rank is None else call.a_rank
     a_shape, b_shape = (call.a_loras, slices * a_rank, call.input_dim), (call.b_loras, output_dim, call.max_rank)
-    base_shape = call.rows + call.base_rows, max(output_dim + call.base_columns, 0)
+    base_shape = call.rows + call.base_rows, output_dim + call.base_columns
     base_stride = base_shape[1] + call.base_extra if call.base_stride is None else call.base_stride
     x_stride, width, x_dtype = call.input_dim + call.x_extra, slices * call.max_rank, call.x_dtype or dtype
     out_shape = call.rows + call.out_rows, width + call.out_columns
@@ -404,15 +405,24 @@ def test_the_short_way_is_taken_from_the_second_call_on(gpu: FakeGPU) -> None:
     assert ways(gpu, make) == ["object", "object"]
 
 
+def test_triton_sees_to_its_debug_mode(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has binaries of its own."""
+    make, _ = prepared(Call())
+    make()
+    with monkeypatch.context() as debugging:
+        debugging.setattr(triton.knobs.runtime, "debug", True)
+        assert ways(gpu, make) == ["long", "long"]
+    assert ways(gpu, make) == ["short", "short"]
+
+
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
 def test_hooks_see_every_launch(hook: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's profiler sets them: as long as there is one, launches go Triton's own way."""
     make, _ = prepared(Call())
     make()
-    chain = getattr(triton.knobs.runtime, hook)
-    monkeypatch.setattr(chain, "calls", [print])
-    assert ways(gpu, make) == ["long", "long"]
-    monkeypatch.undo()  # of the hook, and not of the fake GPU, which has its own
+    with monkeypatch.context() as profiling:
+        profiling.setattr(getattr(triton.knobs.runtime, hook), "calls", [print])
+        assert ways(gpu, make) == ["long", "long"]
     assert ways(gpu, make) == ["short", "short"]
     monkeypatch.setattr(triton.knobs.runtime, hook, print)
     assert ways(gpu, make) == ["long", "long"]
