@@ -6,6 +6,7 @@ What Triton would compile is asked of Triton itself: its own function says how i
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.nvidia.compiler import CUDABackend
 
-from csgmv import arguments, expand, launch, shrink
+from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, arguments, dispatch, expand, launch, rules, shrink
 
 STREAM = 77
 KERNELS = {shrink: ("_shrink_kernel", "_sum_partials_kernel"), expand: ("_expand_kernel",)}
@@ -115,9 +116,22 @@ class FakeGPU:
         self.device = before
 
 
+def _a_config_of_its_own(key: rules.Key, *_: object) -> dispatch.Choice:
+    """For each key another one, as if the table had a row for it."""
+    number = zlib.crc32(repr(key).encode())
+    more = {"num_stages": 1 + number % 4, "maxnreg": 24 + number % 232}
+    shrink = ShrinkConfig(block_m=16 << number % 3, split_k=1 + number % 2, **more)
+    expand = ExpandConfig(block_m=16 << number % 3, **more)
+    chosen = {"shrink": shrink, "expand": expand, "add_lora": AddLoraConfig(shrink, expand)}
+    return dispatch.Choice(chosen[key.op], "exact", key, "3.6.0")
+
+
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[FakeGPU]:
-    """Launches go to a fake GPU by the short way, as they would under Triton 3.6; no plan is remembered yet."""
+    """Launches go to a fake GPU by the short way, as they would under Triton 3.6; nothing is remembered yet.
+
+    Its table has a row for every key, none like the other.
+    """
     gpu = FakeGPU()
     with pytest.MonkeyPatch.context() as patch:
         for module, names in KERNELS.items():
@@ -125,6 +139,8 @@ def fake_gpu() -> Iterator[FakeGPU]:
                 patch.setattr(module, name, _Kernel(gpu, name, getattr(module, name)))
         # Tensors on the CPU pass the checks as they do when interpreted, and nothing else is as it is then.
         patch.setattr(arguments, "launch", SimpleNamespace(INTERPRETED=True, device_of=launch.device_of))
+        patch.setattr(dispatch, "resolve", _a_config_of_its_own)
+        patch.setattr(dispatch, "_remembered", {})
         patch.setattr(launch, "INTERPRETED", False)
         patch.setattr(launch, "SHORT_WAY", True)
         patch.setattr(launch, "plans", {})

@@ -44,6 +44,7 @@ def gpu() -> Iterator[FakeGPU]:
 
 def memory(*shape: int, dtype: torch.dtype, shift: int = 0, stride: int | None = None) -> torch.Tensor:
     """A tensor on the CPU that begins `shift` elements past a multiple of 64 bytes, its rows `stride` apart."""
+    shape = tuple(max(0, size) for size in shape)  # changes may come together that take away more than there is
     strides = [*torch.empty(shape, device="meta").stride()]
     if stride is not None:
         strides[0] = stride
@@ -57,7 +58,8 @@ class Call:
 
     op: str = "add_lora"
     dtype: torch.dtype = torch.float16
-    weights_dtype: torch.dtype | None = None  # None: as dtype
+    x_dtype: torch.dtype | None = None  # None: as dtype, here and below
+    a_dtype: torch.dtype | None = None
     b_dtype: torch.dtype | None = None
     base_dtype: torch.dtype | None = None
     rows: int = 40
@@ -68,8 +70,10 @@ class Call:
     offset_type: type = int
     list_of_offsets: bool = False
     num_slices: int | None = None  # None: as many as there are widths
-    num_loras: int = 3
-    x_extra: int = 0  # columns between rows
+    a_loras: int = 3
+    b_loras: int = 3
+    x_extra: int = 0  # columns between rows of x or h
+    x_columns: int = 0  # beyond input_dim or width, with the same stride
     base_extra: int = 0
     base_columns: int = 0  # beyond output_dim
     base_rows: int = 0  # beyond x's
@@ -84,7 +88,8 @@ class Call:
     no_tensor: str = ""  # the tensor that is a list
     out: bool = False
     out_rows: int = 0  # beyond x's
-    out_columns: int = 0
+    out_columns: int = 0  # beyond width, with the same stride
+    out_extra: int = 0
     out_dtype: torch.dtype | None = None
     chunk_size: int = 16
     num_segments: int = 4
@@ -114,18 +119,18 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     dtype, slices, output_dim = call.dtype, len(call.widths), sum(call.widths)
     num_slices = slices if call.num_slices is None else call.num_slices
     a_rank = call.max_rank if call.a_rank is None else call.a_rank
-    a_shape, b_shape = (call.num_loras, slices * a_rank, call.input_dim), (call.num_loras, output_dim, call.max_rank)
-    base_shape = call.rows + call.base_rows, max(output_dim + call.base_columns, 0)
+    a_shape, b_shape = (call.a_loras, slices * a_rank, call.input_dim), (call.b_loras, output_dim, call.max_rank)
+    base_shape = call.rows + call.base_rows, output_dim + call.base_columns
     base_stride = base_shape[1] + call.base_extra if call.base_stride is None else call.base_stride
-    x_stride, h_shape = call.input_dim + call.x_extra, (call.rows, slices * call.max_rank)
-    out_shape = call.rows + call.out_rows, h_shape[1] + call.out_columns
+    x_stride, width, x_dtype = call.input_dim + call.x_extra, slices * call.max_rank, call.x_dtype or dtype
+    out_shape = call.rows + call.out_rows, width + call.out_columns
     tensors = {
-        "x": memory(call.rows, call.input_dim, dtype=dtype, shift=call.x_shift, stride=x_stride),
-        "h": memory(*h_shape, dtype=dtype, shift=call.x_shift, stride=h_shape[1] + call.x_extra),
-        "lora_a": memory(*a_shape, dtype=call.weights_dtype or dtype, shift=call.a_shift),
-        "lora_b": memory(*b_shape, dtype=call.b_dtype or call.weights_dtype or dtype, shift=call.b_shift),
+        "x": memory(call.rows, call.input_dim + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=x_stride),
+        "h": memory(call.rows, width + call.x_columns, dtype=x_dtype, shift=call.x_shift, stride=width + call.x_extra),
+        "lora_a": memory(*a_shape, dtype=call.a_dtype or dtype, shift=call.a_shift),
+        "lora_b": memory(*b_shape, dtype=call.b_dtype or dtype, shift=call.b_shift),
         "base": memory(*base_shape, dtype=call.base_dtype or dtype, shift=call.base_shift, stride=base_stride),
-        "out": memory(*out_shape, dtype=call.out_dtype or dtype, shift=call.out_shift),
+        "out": memory(*out_shape, dtype=call.out_dtype or dtype, shift=call.out_shift, stride=width + call.out_extra),
     }
     sizes = call.rows, call.num_segments + 1, call.num_segments, call.slots, call.slots
     batch = [
@@ -206,11 +211,15 @@ class NoSegments:
         self.__dict__.update(zip([field.name for field in dataclasses.fields(Segments)], values))
 
 
+ONE_ROW = {"rows": 1, "num_tokens": 1, "least_tokens": 1}
 HALF, SINGLE, LONG = torch.bfloat16, torch.float32, torch.int64
 CHANGES: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": SINGLE},
     "other 16-bit dtype": {"dtype": HALF},
-    "weights of another dtype": {"weights_dtype": HALF},
+    "x of another dtype": {"x_dtype": HALF},
+    "x too narrow": {"x_columns": -16},
+    "x too wide": {"x_columns": 16, "x_extra": 16},
+    "lora_a of another dtype": {"a_dtype": HALF},
     "lora_b of another dtype": {"b_dtype": HALF},
     "base of another dtype": {"base_dtype": HALF},
     "input_dim 1": {"input_dim": 1},
@@ -233,8 +242,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no width at all": {"widths": (0, 0)},
     "offsets that are floats": {"offset_type": float},
     "offsets in a list": {"list_of_offsets": True},
-    "adapters": {"num_loras": 4},
-    "fewer adapters than slots": {"num_loras": 2},
+    "adapters": {"a_loras": 4, "b_loras": 4},
+    "fewer adapters than slots": {"a_loras": 2, "b_loras": 2},
+    "lora_a of more adapters": {"a_loras": 4},
+    "lora_b of more adapters": {"b_loras": 4},
     "x stride odd": {"x_extra": 3},
     "x stride a multiple of 8": {"x_extra": 8},
     "x stride another multiple of 16": {"x_extra": 16},
@@ -271,7 +282,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "one segment": {"num_segments": 1},
     "no segments": {"num_segments": 0},
     "tokens": {"num_tokens": 7},
-    "one row": {"rows": 1, "num_tokens": 1, "least_tokens": 1},
+    "one row": ONE_ROW,
     "no rows": {"rows": 0, "num_tokens": 0, "least_tokens": 0},
     "more rows": {"rows": 48},
     "too few rows": {"rows": 39},
@@ -304,11 +315,13 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
     "unaligned": {"out_shift": 1},
     "of another dtype": {"out_dtype": HALF},
     "of too many rows": {"out_rows": 1},
-    "of too many columns": {"out_columns": 16},
+    "of too many columns": {"out_columns": 16, "out_extra": 16},
+    "of too few columns": {"out_columns": -16},
+    "not contiguous": {"out_extra": 16},
     "transposed": {"transposed": "out"},
     "elsewhere": {"elsewhere": "out"},
     "no tensor": {"no_tensor": "out"},
-    "one row": {"rows": 1, "num_tokens": 1, "least_tokens": 1},
+    "one row": ONE_ROW,
     "partials": {"config": config({"split_k": 2})},
 }
 
@@ -318,20 +331,21 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
 def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
     """After a call, one that differs in a single thing: the right binary, grid, pointers and sizes, or the right error.
 
-    And the first call once more after that one.
+    With and without a config; and after the same for a batch of one row, of which less is asked.
     """
-    first = Call(op)
-    other = dataclasses.replace(first, **change)
-    assert_as_if_unknown([first, other])
-    with_config = dataclasses.replace(first, config=config())
-    assert_as_if_unknown([with_config, dataclasses.replace(with_config, **change)])
+    for first in (Call(op), Call(op, config=config())):
+        other = dataclasses.replace(first, **change)
+        assert_as_if_unknown([first, other])
+        assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
 
 
 @pytest.mark.parametrize("change", OUT_CHANGES.values(), ids=OUT_CHANGES)
 def test_each_thing_about_out_counts(change: dict[str, Any]) -> None:
     """The tensor that lora_shrink writes to, if it is given one."""
     first = Call("shrink", out=True)
-    assert_as_if_unknown([first, dataclasses.replace(first, **change)])
+    other = dataclasses.replace(first, **change)
+    assert_as_if_unknown([first, other])
+    assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
 
 
 @settings(deadline=None)  # the first launch of a kind takes longer than the next
@@ -391,15 +405,24 @@ def test_the_short_way_is_taken_from_the_second_call_on(gpu: FakeGPU) -> None:
     assert ways(gpu, make) == ["object", "object"]
 
 
+def test_triton_sees_to_its_debug_mode(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has binaries of its own."""
+    make, _ = prepared(Call())
+    make()
+    with monkeypatch.context() as debugging:
+        debugging.setattr(triton.knobs.runtime, "debug", True)
+        assert ways(gpu, make) == ["long", "long"]
+    assert ways(gpu, make) == ["short", "short"]
+
+
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
 def test_hooks_see_every_launch(hook: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's profiler sets them: as long as there is one, launches go Triton's own way."""
     make, _ = prepared(Call())
     make()
-    chain = getattr(triton.knobs.runtime, hook)
-    monkeypatch.setattr(chain, "calls", [print])
-    assert ways(gpu, make) == ["long", "long"]
-    monkeypatch.undo()  # of the hook, and not of the fake GPU, which has its own
+    with monkeypatch.context() as profiling:
+        profiling.setattr(getattr(triton.knobs.runtime, hook), "calls", [print])
+        assert ways(gpu, make) == ["long", "long"]
     assert ways(gpu, make) == ["short", "short"]
     monkeypatch.setattr(triton.knobs.runtime, hook, print)
     assert ways(gpu, make) == ["long", "long"]
@@ -415,10 +438,20 @@ def test_a_call_for_another_device_enters_it(gpu: FakeGPU) -> None:
     assert gpu.device == 3
 
 
-@pytest.mark.parametrize("op", ["shrink", "add_lora"])
-def test_memory_of_an_odd_allocator_takes_the_long_way(op: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("shrink", config=SHRINK),
+        Call("shrink", config=dataclasses.replace(SHRINK, split_k=2), out=True),
+        Call("add_lora"),
+    ],
+    ids=["h", "partials", "stage"],
+)
+def test_memory_of_an_odd_allocator_takes_the_long_way(
+    call: Call, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch.empty gives multiples of 16 bytes; what does not has a binary of its own, which is not kept."""
-    make, _ = prepared(Call(op))
+    make, _ = prepared(call)
     make()
     make()
     empty = torch.empty

@@ -96,3 +96,16 @@ def test_a_launch_that_cannot_be_is_refused(argv, said, capsys):
     """By the option's name, with exit status 2 and no traceback."""
     assert cli.main(["explain", *argv]) == 2
     assert f"csgmv: error: {said}" in capsys.readouterr().err
+
+
+def test_batch_invariant_launches_have_one_config(capsys, monkeypatch):
+    """That of 32 segments of 16 rows, but for tiles of 16 rows, whatever the segments."""
+    other = (64, 64, 64, 1, 4, 4, 3, 128)
+    rows = {tuple(KEY._replace(segment_bucket=32)): ROW, tuple(KEY._replace(segment_bucket=2)): other}
+    monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.5.1"): rows})
+    usual = explain(capsys, *SHRINK, "--segments", "32", *H200)
+    text = explain(capsys, *SHRINK[:-1], "128", "--segments", "2", "--batch-invariant", *H200)
+    assert "chunk size 128, 2 segments, batch-invariant\n" in text
+    configs = [dict(line.split() for line in each.splitlines()[-8:]) for each in (usual, text)]
+    assert configs[0]["block_m"] != "16"
+    assert configs[1] == {**configs[0], "block_m": "16"}

@@ -19,7 +19,7 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, files, launch, measure, models, peer_report, rules, workload
+from csgmv import columns, config, dispatch, figures, files, host, launch, measure, models, peer_report, rules, workload
 from csgmv.figures import Case, Figure, Report
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -77,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help="also add_lora"
     )
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--host",
+        action="store_true",
+        help=f"instead: host time of a call, for the first layer and one token of each of {host.ADAPTERS} adapters",
+    )
     output.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     output.add_argument(
         "--into",
@@ -229,21 +234,44 @@ def _inserted(path: pathlib.Path, markdown: str) -> str:
     return figures.between_markers(path.read_text(encoding="utf-8"), markdown, MARKER)
 
 
+def _run_host(args: argparse.Namespace, device: torch.device) -> int:
+    layer = layers(args)[0]
+    dimension = rules.dimensions("add_lora", layer.input_dim, layer.slice_widths, len(layer.slice_widths), host.RANK)
+    found = host.costs(
+        host.calls(layer, DTYPES[args.dtype], device), wait=functools.partial(torch.cuda.synchronize, device)
+    )
+    print(host.table(found))
+    print(
+        f"\n{torch.cuda.get_device_name(device)}, torch {torch.__version__}, Triton {triton.__version__}, "
+        f"csgmv {csgmv.__version__}. {layer.name}, {dimension}, {args.dtype}: {host.ADAPTERS} tokens, each of another "
+        f"adapter, chunk size {host.CHUNK_SIZE}. Host time of one of back-to-back calls, the queue never full."
+    )
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.into is not None and not args.markdown:
+        raise ValueError("--into: expected together with --markdown")
+    for option in ("plot", "measured_on"):
+        if args.peers is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')}: expected together with --peers")
+    if args.host and (args.markdown or args.json is not None):
+        raise ValueError("--host: expected without --markdown and --json")
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and print; exit status 1 where a result was wrong.
 
     Raises:
         ValueError: there is no GPU, the options do not fit together, or a file of --peers is malformed.
     """
-    if args.into is not None and not args.markdown:
-        raise ValueError("--into: expected together with --markdown")
+    _check_options(args)
     if args.peers is not None:
         return peer_report.run(args)
-    for option in ("plot", "measured_on"):
-        if getattr(args, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')}: expected together with --peers")
     if launch.INTERPRETED or not torch.cuda.is_available():
         raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
+    if args.host:
+        return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:
         _inserted(args.into, "")  # rather now than after minutes of measuring
     measured = report(args, torch.device("cuda", torch.cuda.current_device()))

@@ -105,6 +105,38 @@ def test_segments_share_the_tensors_and_count_the_capacity_in_a_graph():
     assert segments.num_segments > info.num_segments
 
 
+def test_segments_are_made_once_a_batch():
+    """The same until an attribute is replaced by another value or tensor; two batches do not disturb each other."""
+    first, second = batch_info(), batch_info(static=True)
+    made = sglang.segments(first), sglang.segments(second)
+    for _ in range(3):
+        assert (sglang.segments(first), sglang.segments(second)) == made
+    replaced = {name: getattr(first, name).clone() for name in ("permutation", "seg_indptr", "weight_indices")}
+    replaced |= {name: getattr(first, name).clone() for name in ("lora_ranks", "scalings")}
+    replaced |= {"num_segments": first.num_segments - 1, "max_len": 32, "use_cuda_graph": True}
+    for name, value in replaced.items():
+        before = sglang.segments(first)
+        setattr(first, name, value)
+        after = sglang.segments(first)
+        assert after is not before
+        assert after is sglang.segments(first)
+        counted = first.weight_indices.shape[0] if first.use_cuda_graph else first.num_segments
+        assert (after.num_segments, after.chunk_size) == (counted, first.max_len)
+        for tensor in ("permutation", "seg_indptr", "weight_indices", "lora_ranks", "scalings"):
+            assert getattr(after, tensor) is getattr(first, tensor)
+    first.max_len = None
+    with pytest.raises(ValueError, match="max_len"):
+        sglang.segments(first)
+
+
+def test_few_batches_are_kept():
+    """A server makes a new one for every step; an id that comes again is never taken for the batch that had it."""
+    for count in range(1, 40):
+        info = batch_info(IDS[:count] * 2)
+        assert sglang.segments(info).num_tokens == info.permutation.shape[0]
+        assert len(sglang._batches) <= sglang._MOST_BATCHES
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
