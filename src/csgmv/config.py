@@ -23,7 +23,8 @@ class ShrinkConfig:
     """How `lora_shrink` is launched. The defaults are sglang's (BLOCK_N 16, BLOCK_K 256).
 
     Attributes:
-        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_m: rows of a tile. A longer segment is cut into several tiles; where chunk_size is at most half of it,
+            neighbouring segments share a tile as far as they share an adapter.
         block_n: columns of one accumulator (columns are num_slices · rank).
         block_k: input columns multiplied per step.
         column_tiles: accumulators of one program, all fed by the same tile of x.
@@ -52,7 +53,8 @@ class ExpandConfig:
     """How `lora_expand` is launched. The defaults are sglang's (BLOCK_N 64, BLOCK_K 16).
 
     Attributes:
-        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_m: rows of a tile. A longer segment is cut into several tiles; where chunk_size is at most half of it,
+            neighbouring segments share a tile as far as they share an adapter.
         block_n: output columns of a tile.
         block_k: ranks multiplied per step; the whole rank at once where it is at least max_rank.
         column_tiles: tiles that one program computes one after the other, keeping its rows of h on chip.
@@ -132,6 +134,8 @@ def _smaller(config: ShrinkConfig | ExpandConfig) -> Iterator[Any]:
 def default_config(key: rules.Key, limits: rules.Limits) -> Config:
     """The built-in config for a key that no table row serves: the class defaults, made to fit the device.
 
+    Its tiles have no more rows than a segment: what taking segments together gains depends on the batch.
+
     Raises:
         ValueError: not even the smallest tile fits.
     """
@@ -140,7 +144,8 @@ def default_config(key: rules.Key, limits: rules.Limits) -> Config:
         assert isinstance(shrink, ShrinkConfig)
         assert isinstance(expand, ExpandConfig)
         return AddLoraConfig(shrink, expand)
-    for config in _smaller(_CLASSES[key.op]()):
+    plain = _CLASSES[key.op]()
+    for config in _smaller(replace(plain, block_m=rules.row_tile(plain.block_m, key.chunk_size))):
         if rules.resource_fault(to_row(config), key, limits) is None:
             return config  # type: ignore[no-any-return]
     raise ValueError(f"no {key.op} config fits a device with {limits.shared_memory} bytes of shared memory")

@@ -125,9 +125,12 @@ def _dry_run(plan: Plan) -> int:
 def _describe(task: Task) -> str:
     key = task.key
     dims = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
-    batch = ", ".join(
-        f"{count} {noun}{'' if count == 1 else 's'}"
-        for count, noun in ((task.tokens, "token"), (task.adapters, "adapter"))
+    batch = " and ".join(
+        ", ".join(
+            f"{count} {noun}{'' if count == 1 else 's'}"
+            for count, noun in ((batch.tokens, "token"), (batch.adapters, "adapter"))
+        )
+        for batch in task.deciding
     )
     return f"{key.op:8s} {dims}, {key.dtype}, chunk {key.chunk_size}, bucket {key.segment_bucket} ({batch})"
 
