@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from csgmv.tuning.worker import Failure
 
 LEADERS = 4  # keys of a family that have more compiled for them
 STOP_ABOVE = 1.2  # times the best so far: what a first sample may take
+PROMISING = 1.02  # times the best estimate: what a config that has to be compiled may be expected to take
 ENOUGH = 0.01  # the share of its time that a round must save for another to follow
 
 Outcomes = Mapping[rules.Row, Union[Binary, Failure]]
@@ -67,15 +69,19 @@ class Hunt:
         """The default's row, if there is one."""
         return [] if self.ranking.default is None else [self.ranking.default]
 
-    def choose(self, rows: Iterable[rules.Row], allowance: Allowance) -> list[rules.Row]:
-        """The first of the rows that the allowance allows."""
-        unknown = self.ranking.unknown(rows)
+    def choose(self, guesses: Mapping[rules.Row, float], allowance: Allowance) -> list[rules.Row]:
+        """The first of the rows that the allowance allows, of rows and what they may be expected to take.
+
+        For any but the first keys of a family, what has to be compiled must also be as promising as the best of them.
+        """
+        unknown = self.ranking.unknown(guesses)
         missing, chosen = self._missing(self.task.key, unknown), []
+        bound = math.inf if self.leads else PROMISING * min(guesses.values(), default=0.0)
         binaries, ready = allowance
         for row in unknown:
             if missing[row] == 0 and ready > 0:
                 ready -= 1
-            elif 0 < missing[row] <= binaries:
+            elif 0 < missing[row] <= binaries and guesses[row] <= bound:
                 binaries -= missing[row]
             else:
                 continue

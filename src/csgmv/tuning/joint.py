@@ -23,8 +23,8 @@ BEARABLE = 1.5  # times the best guess: what another split_k may be expected to 
 CLOSELY = 24  # configs of a part that are looked at more closely
 # Rounds: values of split_k; each part in turn; neighbours of the best. The first keys of a family, then the others.
 JOIN = {
-    True: (Allowance(8, 4), Allowance(8, 8), Allowance(6, 8), Allowance(4, 6)),
-    False: (Allowance(2, 4), Allowance(2, 8), Allowance(2, 8), Allowance(1, 6)),
+    True: (Allowance(8, 6), Allowance(6, 10), Allowance(4, 10), Allowance(3, 8)),
+    False: (Allowance(2, 6), Allowance(2, 12), Allowance(1, 10), Allowance(1, 8)),
 }
 P = TypeVar("P", ShrinkConfig, ExpandConfig)
 
@@ -79,11 +79,10 @@ class Joint:
 
     def _shrinks(self) -> list[ShrinkConfig]:
         """The first part's configs, the most promising first, each with every split_k: binaries do not depend on it."""
-        found = self._proposed("shrink")
+        found = [config for config in self._proposed("shrink") if isinstance(config, ShrinkConfig)]
         for config in found[:]:
-            if config.split_k > 1:
-                found += space.splits(config, self._tasks["shrink"], self._device)
-        return self._ordered(config for config in found if isinstance(config, ShrinkConfig))
+            found += space.splits(config, self._tasks["shrink"], self._device)
+        return self._ordered(found)
 
     def _expands(self) -> list[ExpandConfig]:
         """The second part's configs, the most promising first."""
@@ -117,8 +116,12 @@ class Joint:
 
     def _choose(self, configs: Iterable[AddLoraConfig], allowance: Allowance) -> list[rules.Row]:
         key, limits = self._hunt.task.key, self._device.limits
-        rows = [row for row in map(to_row, configs) if rules.resource_fault(row, key, limits) is None]
-        return self._hunt.choose(rows, allowance)
+        guesses = {
+            to_row(config): self._guess(config.shrink) + self._guess(config.expand)
+            for config in configs
+            if rules.resource_fault(to_row(config), key, limits) is None
+        }
+        return self._hunt.choose(guesses, allowance)
 
     def _best(self) -> AddLoraConfig | None:
         """The fastest pair; None where nothing works."""

@@ -12,6 +12,7 @@ GPU to itself. So one thread drives many searches, and the GPU measures for one 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from csgmv.config import to_row
@@ -26,8 +27,8 @@ SHORTLIST = 32  # tilings that are looked at more closely
 NEIGHBOURS_OF = 2  # the best so many configs
 # Rounds: the shortlist, then walks. The first keys of a family, then the others.
 EXPLORE = {
-    True: (Allowance(12, 8), Allowance(5, 8), Allowance(4, 6)),
-    False: (Allowance(3, 12), Allowance(2, 8), Allowance(1, 6)),
+    True: (Allowance(10, 12), Allowance(4, 10), Allowance(3, 8)),
+    False: (Allowance(2, 16), Allowance(1, 12), Allowance(1, 8)),
 }
 
 
@@ -70,15 +71,13 @@ def _explore(hunt: Hunt) -> Search:
     pooled.sort(key=lambda config: estimate(config, task))
     rounds = EXPLORE[hunt.leads]
     # What is compiled already comes first; the shortlist begins with configs that are unlike each other.
-    yield from hunt.screen([*hunt.default(), *hunt.choose(map(to_row, [*pooled, *first]), rounds[0])])
+    proposed = {to_row(config): estimate(config, task) for config in [*pooled, *first]}
+    yield from hunt.screen([*hunt.default(), *hunt.choose(proposed, rounds[0])])
     for allowance in rounds[1:]:
         before = ranking.least()
-        near = [
-            config
-            for row in ranking.best()[:NEIGHBOURS_OF]
-            for config in space.neighbours(part_of(task.key.op, row), task, device)
-        ]
-        near.sort(key=lambda config: estimate(config, task))
-        yield from hunt.screen(hunt.choose(map(to_row, near), allowance))
+        best = [part_of(task.key.op, row) for row in ranking.best()[:NEIGHBOURS_OF]]
+        near = itertools.chain(best, *(space.neighbours(config, task, device) for config in best))
+        guesses = {to_row(config): estimate(config, task) for config in near}
+        yield from hunt.screen(hunt.choose(dict(sorted(guesses.items(), key=lambda item: item[1])), allowance))
         if ranking.least() > (1 - ENOUGH) * before:
             return

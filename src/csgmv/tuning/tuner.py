@@ -29,7 +29,7 @@ from csgmv.tuning.space import Device, default_row
 from csgmv.tuning.worker import Failure, Worker, prepare
 
 MEASURE_SECONDS = 60.0
-AT_ONCE = 20  # searches under way: while one is measured, the others' configs are compiled
+AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
 
 
 class Compiling(Protocol):
