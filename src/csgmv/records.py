@@ -246,7 +246,7 @@ def faults(document: Any) -> list[str]:
     found += _key_faults(document)
     op, runs, schema = document.get("op"), document.get("runs"), document.get("schema")
     op = op if isinstance(op, str) else ""
-    schema = schema if schema in SCHEMAS else SCHEMA
+    schema = schema if type(schema) is int and schema in SCHEMAS else SCHEMA
     if op in rules.OPS and "fields" in document:
         found += checks.exactly(list(rules.field_names(op, schema)))(document["fields"], "$.fields")
     if "runs" in document:

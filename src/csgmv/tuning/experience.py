@@ -43,17 +43,24 @@ class Experience:
             self._seen.setdefault((kind, to_row(config)), []).append((place, by - usual))
             self._kin.setdefault((kind, space.tiling(config)), []).append((place, by - usual))
 
-    def estimate(self, config: space.Part, task: Task, *, paired: bool = False) -> float:
-        """The model's guess, in microseconds, corrected by what is known of this config at the nearest key."""
+    def estimate(
+        self, config: space.Part, task: Task, *, paired: bool = False, like: space.Part | None = None
+    ) -> float:
+        """The model's guess, in microseconds, corrected by what is known of this config at the nearest keys.
+
+        Where nothing is, by what is known of its tiling, or of the config that it is `like`.
+        """
         guess = space.predicted_us(config, task, self._device, paired=paired)
         place, kind = _place(task.key), family(task.key)
-        near = [(_distance(place, other), by) for other, by in self._seen.get((kind, to_row(config)), ())] or [
-            (_KIN + _distance(place, other), by) for other, by in self._kin.get((kind, space.tiling(config)), ())
-        ]
-        if not near:
+        seen, far = self._seen.get((kind, to_row(config))), 0.0
+        if seen is None and like is not None:
+            seen = self._seen.get((kind, to_row(like)))
+        elif seen is None:
+            seen, far = self._kin.get((kind, space.tiling(config))), _KIN
+        if not seen:
             return guess
-        weights = [2 ** (-distance / _HALF) for distance, _ in near]
-        by = sum(weight * by for weight, (_, by) in zip(weights, near)) / sum(weights)
+        weights = [2 ** (-(far + _distance(place, other)) / _HALF) for other, _ in seen]
+        by = sum(weight * by for weight, (_, by) in zip(weights, seen)) / sum(weights)
         return guess * math.exp(by * max(weights))
 
 

@@ -20,7 +20,7 @@ from csgmv.tuning.worker import Failure
 
 LEADERS = 4  # keys of a family that have more compiled for them
 STOP_ABOVE = 1.2  # times the best so far: what a first sample may take
-PROMISING = 1.02  # times the best estimate: what a config that has to be compiled may be expected to take
+PROMISING = 1.0  # times the best estimate: what a config that has to be compiled may be expected to take
 ENOUGH = 0.01  # the share of its time that a round must save for another to follow
 
 Outcomes = Mapping[rules.Row, Union[Binary, Failure]]

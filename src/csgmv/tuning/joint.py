@@ -105,13 +105,15 @@ class Joint:
         return sorted(dict.fromkeys(configs), key=lambda config: (self._guess(config), rules.row_order(to_row(config))))
 
     def _near(self, config: P) -> list[P]:
-        found = space.neighbours(config, self._tasks[config.op], self._device, paired=True)
+        found = list(space.neighbours(config, self._tasks[config.op], self._device, paired=True))
+        for other in found:
+            self._guess(other, like=config)
         return self._ordered(other for other in found if isinstance(other, type(config)))
 
-    def _guess(self, config: space.Part) -> float:
+    def _guess(self, config: space.Part, like: space.Part | None = None) -> float:
         if config not in self._guesses:
             task = self._tasks[config.op]
-            self._guesses[config] = self._hunt.shared.experience.estimate(config, task, paired=True)
+            self._guesses[config] = self._hunt.shared.experience.estimate(config, task, paired=True, like=like)
         return self._guesses[config]
 
     def _choose(self, configs: Iterable[AddLoraConfig], allowance: Allowance) -> list[rules.Row]:

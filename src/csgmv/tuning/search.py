@@ -12,7 +12,6 @@ GPU to itself. So one thread drives many searches, and the GPU measures for one 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 from csgmv.config import to_row
@@ -28,7 +27,7 @@ NEIGHBOURS_OF = 2  # the best so many configs
 # Rounds: the shortlist, then walks. The first keys of a family, then the others.
 EXPLORE = {
     True: (Allowance(10, 12), Allowance(4, 10), Allowance(3, 8)),
-    False: (Allowance(2, 16), Allowance(1, 12), Allowance(1, 8)),
+    False: (Allowance(1, 18), Allowance(2, 12), Allowance(1, 8)),
 }
 
 
@@ -76,8 +75,10 @@ def _explore(hunt: Hunt) -> Search:
     for allowance in rounds[1:]:
         before = ranking.least()
         best = [part_of(task.key.op, row) for row in ranking.best()[:NEIGHBOURS_OF]]
-        near = itertools.chain(best, *(space.neighbours(config, task, device) for config in best))
-        guesses = {to_row(config): estimate(config, task) for config in near}
+        guesses = {to_row(config): estimate(config, task) for config in best}
+        for config in best:
+            for other in space.neighbours(config, task, device):
+                guesses.setdefault(to_row(other), estimate(other, task, like=config))
         yield from hunt.screen(hunt.choose(dict(sorted(guesses.items(), key=lambda item: item[1])), allowance))
         if ranking.least() > (1 - ENOUGH) * before:
             return
