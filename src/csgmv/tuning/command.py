@@ -41,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chunk_sizes, tokens = f"most rows of a segment ({_listed(CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
     add("--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help=chunk_sizes)
     add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
-    add("--adapters", type=int, nargs="+", default=(), metavar="N", help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)")
+    add(
+        "--adapters",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)",
+    )
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
     add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")

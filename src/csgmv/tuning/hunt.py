@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -116,3 +117,15 @@ def part_of(op: str, row: rules.Row) -> space.Part:
     config = from_row(op, row)
     assert not isinstance(config, AddLoraConfig)
     return config
+
+
+def in_turns(guesses: Mapping[rules.Row, tuple[str, float]]) -> dict[rules.Row, float]:
+    """Rows with their guesses, given the field that each varies too: the best of each field, then the next of each.
+
+    What the model thinks of warps or stages is not worth much: each field is to have its turn.
+    """
+    by_field: dict[str, list[tuple[float, rules.Row]]] = {}
+    for row, (name, guess) in sorted(guesses.items(), key=lambda item: (item[1][1], rules.row_order(item[0]))):
+        by_field.setdefault(name, []).append((guess, row))
+    ordered = itertools.chain.from_iterable(itertools.zip_longest(*by_field.values()))
+    return {row: guess for guess, row in filter(None, ordered)}

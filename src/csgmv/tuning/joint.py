@@ -15,7 +15,7 @@ from typing import TypeVar
 from csgmv import rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, from_row, to_row
 from csgmv.tuning import space
-from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Search, part_of
+from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Search, in_turns, part_of
 from csgmv.tuning.plan import Task, parts
 
 SHORT_US = 20.0  # below this the overlap of the two kernels mostly pays, so it is tried first
@@ -23,7 +23,7 @@ BEARABLE = 1.5  # times the best guess: what another split_k may be expected to 
 CLOSELY = 24  # configs of a part that are looked at more closely
 # Rounds: values of split_k; each part in turn; neighbours of the best. The first keys of a family, then the others.
 JOIN = {
-    True: (Allowance(8, 6), Allowance(6, 10), Allowance(4, 10), Allowance(3, 8)),
+    True: (Allowance(6, 6), Allowance(6, 10), Allowance(4, 10), Allowance(2, 8)),
     False: (Allowance(2, 6), Allowance(2, 12), Allowance(1, 10), Allowance(1, 8)),
 }
 P = TypeVar("P", ShrinkConfig, ExpandConfig)
@@ -40,7 +40,7 @@ class Joint:
         self._guesses: dict[space.Part, float] = {}
 
     def run(self) -> Search:
-        """Screen splits, then parts, then neighbours, until that gains nothing."""
+        """Screen splits, then parts, then neighbours; the later keys of a family stop once that gains nothing."""
         hunt, rounds = self._hunt, JOIN[self._hunt.leads]
         shrinks, expands = self._shrinks(), self._expands()
         if not shrinks or not expands:
@@ -74,7 +74,7 @@ class Joint:
                     [replace(best, overlap=not best.overlap)],
                 )
             yield from hunt.screen(self._choose(around, allowance))
-            if allowance is not rounds[1] and hunt.ranking.least() > (1 - ENOUGH) * before:
+            if not hunt.leads and hunt.ranking.least() > (1 - ENOUGH) * before:
                 return
 
     def _shrinks(self) -> list[ShrinkConfig]:
@@ -105,10 +105,11 @@ class Joint:
         return sorted(dict.fromkeys(configs), key=lambda config: (self._guess(config), rules.row_order(to_row(config))))
 
     def _near(self, config: P) -> list[P]:
-        found = list(space.neighbours(config, self._tasks[config.op], self._device, paired=True))
-        for other in found:
-            self._guess(other, like=config)
-        return self._ordered(other for other in found if isinstance(other, type(config)))
+        task, guesses = self._tasks[config.op], dict[rules.Row, tuple[str, float]]()
+        for name, other in space.neighbours(config, task, self._device, paired=True):
+            guesses[to_row(other)] = name, self._guess(other, like=config)
+        found = [part_of(config.op, row) for row in in_turns(guesses)]
+        return [other for other in found if isinstance(other, type(config))]
 
     def _guess(self, config: space.Part, like: space.Part | None = None) -> float:
         if config not in self._guesses:

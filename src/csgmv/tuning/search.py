@@ -4,7 +4,7 @@ Compiling is what takes long (about a second of a processor a binary, against a 
 and most keys of a family can share binaries. So what a search proposes is ordered by what the model, and the keys that
 were searched before, say of it; what is compiled already is screened freely, and of the rest a few are compiled: more
 at the first keys of a family, which lie far apart, than at those between them. From the best so far the search walks to
-neighbours, as long as that gains something. `joint` does the same for add_lora.
+neighbours; the later keys of a family only as long as that gains something. `joint` does the same for add_lora.
 
 A search yields the rows that it wants compiled and is sent what became of each; between a yield and the next it has the
 GPU to itself. So one thread drives many searches, and the GPU measures for one while processes compile for others.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from csgmv.config import to_row
 from csgmv.tuning import space
-from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Missing, Search, Shared, part_of
+from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Missing, Search, Shared, in_turns, part_of
 from csgmv.tuning.joint import Joint
 from csgmv.tuning.plan import Task, parts
 from csgmv.tuning.race import Bench, race
@@ -26,7 +26,7 @@ SHORTLIST = 32  # tilings that are looked at more closely
 NEIGHBOURS_OF = 2  # the best so many configs
 # Rounds: the shortlist, then walks. The first keys of a family, then the others.
 EXPLORE = {
-    True: (Allowance(10, 12), Allowance(4, 10), Allowance(3, 8)),
+    True: (Allowance(8, 12), Allowance(4, 10), Allowance(4, 10)),
     False: (Allowance(1, 18), Allowance(2, 12), Allowance(1, 8)),
 }
 
@@ -75,10 +75,10 @@ def _explore(hunt: Hunt) -> Search:
     for allowance in rounds[1:]:
         before = ranking.least()
         best = [part_of(task.key.op, row) for row in ranking.best()[:NEIGHBOURS_OF]]
-        guesses = {to_row(config): estimate(config, task) for config in best}
+        guesses = {to_row(config): ("", estimate(config, task)) for config in best}
         for config in best:
-            for other in space.neighbours(config, task, device):
-                guesses.setdefault(to_row(other), estimate(other, task, like=config))
-        yield from hunt.screen(hunt.choose(dict(sorted(guesses.items(), key=lambda item: item[1])), allowance))
-        if ranking.least() > (1 - ENOUGH) * before:
+            for name, other in space.neighbours(config, task, device):
+                guesses.setdefault(to_row(other), (name, estimate(other, task, like=config)))
+        yield from hunt.screen(hunt.choose(in_turns(guesses), allowance))
+        if not hunt.leads and ranking.least() > (1 - ENOUGH) * before:
             return

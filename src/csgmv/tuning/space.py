@@ -119,8 +119,8 @@ def shortlist(
     return [best[tile][1] for tile in chosen], +pruned
 
 
-def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[Part]:
-    """Configs that differ from this one in a single field, by one step (stages and register caps by any).
+def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[tuple[str, Part]]:
+    """Configs that differ from this one in a single field, which is named, by one step (stages, register caps by any).
 
     Those that the model finds half as slow again are left out.
     """
@@ -137,7 +137,7 @@ def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False
             if value == present or not usable(other, task, device):
                 continue
             if predicted_us(other, task, device, paired=paired) <= bearable:
-                yield other
+                yield name, other
 
 
 def usable(config: Part, task: Task, device: Device) -> bool:
@@ -206,6 +206,8 @@ def splits(config: ShrinkConfig, task: Task, device: Device) -> Iterator[ShrinkC
     columns = task.key.num_slices * task.key.max_rank
     groups = -(-columns // (config.block_n * config.column_tiles))
     programs = groups * min(_tiles(config.block_m, task.key, batch).programs for batch in task.deciding)
+    if rules.resource_fault(to_row(replace(config, split_k=2)), task.key, device.limits) is not None:
+        return  # float32 partials take more than what the grid was held against
     for split_k in VALUES["shrink"]["split_k"][1:]:
         assert split_k is not None
         if programs * split_k > _CROWDED * device.sm_count or split_k * config.block_k > task.key.input_dim:

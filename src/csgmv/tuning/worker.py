@@ -14,8 +14,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _START_SECONDS = 180.0  # importing torch is slow on a cold disk, and so is waking a GPU in sixteen processes at once
-# What processes are made of is imported once, by the server that they are forked from: torch alone takes 5 s of a core.
-_PRELOADED = ["csgmv.tuning.compile", "csgmv.tuning.lab"]
+# Imported once, by the server that processes are forked from: torch alone takes 5 s of a core. Nothing of csgmv: until
+# Python 3.13 the server does not know the caller's sys.path, and might find another copy.
+_PRELOADED = ["torch", "triton"]
 _GRACE_SECONDS = 0.5  # for a process to end by itself once its pipe is closed
 
 
