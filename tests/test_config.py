@@ -66,6 +66,15 @@ def test_the_default_fits_every_device(shared_memory: int, dtype: str, chunk_siz
     assert rules.resource_fault(to_row(default_config(key, limits)), key, limits) is None
 
 
+@pytest.mark.parametrize(("chunk_size", "rows"), [(1, 16), (16, 16), (48, 64), (64, 64), (512, 64)])
+def test_the_default_takes_no_segments_together(chunk_size: int, rows: int) -> None:
+    """Its tile has no more rows than a segment, so that a batch of many adapters costs no more than before."""
+    key = rules.Key("add_lora", 1024, (1024,), 64, 1, "bfloat16", chunk_size, 64)
+    config = default_config(key, rules.Limits(DEVICES["sm_90"]))
+    assert isinstance(config, AddLoraConfig)
+    assert (config.shrink.block_m, config.expand.block_m) == (rows, rows)
+
+
 def test_a_device_without_room_is_refused() -> None:
     """Nothing is launched that cannot run."""
     key = rules.Key("shrink", 4096, (), 16, 1, "float16", 16, 1)

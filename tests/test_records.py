@@ -61,7 +61,8 @@ def test_results_hold_the_key_of_each_record() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema", 2),
+        ("schema", 3),
+        ("schema", 1.0),
         ("schema", True),
         ("gpu", "NVIDIA\nH200"),
         ("gpu", '"): __import__("os"),'),
@@ -106,6 +107,12 @@ def test_results_hold_the_key_of_each_record() -> None:
         ("records[0].failed.why", "often"),
         ("records[0].accuracy.max_error", 0.02),
         ("records[0].noise_us", -0.1),
+        ("records[0].batches[1]", [8, 8, 8, 9.5]),
+        ("records[0].batches[1][1]", 0),
+        ("records[0].batches[0]", [102, 5, 7, 30.0, 20.0]),
+        ("records[0].batches[1]", [8, 8, 8, 9.5, None]),
+        ("records[0].tuned_on", 3),
+        ("records[0].tuned_on", 0),
         ("records[0].noise_us", 10**400),
     ],
 )
@@ -157,7 +164,7 @@ def test_an_unknown_field_is_told() -> None:
 
 def test_every_fault_is_told() -> None:
     """Not only the first: faults in the head, in runs and in two records come together."""
-    broken = document(record(noise_us=None), record(chunk_size=32, run=3, tokens="many"), gpu=7, dtype="int8")
+    broken = document(record(noise_us=None), record(chunk_size=32, run=3, pruned="many"), gpu=7, dtype="int8")
     broken["runs"][0]["seed"] = -1
     paths = {fault.partition(": ")[0] for fault in faults(broken)}
     assert paths == {
@@ -166,7 +173,7 @@ def test_every_fault_is_told() -> None:
         "$.runs[0].seed",
         "$.records[0].noise_us",
         "$.records[1].run",
-        "$.records[1].tokens",
+        "$.records[1].pruned",
     }
 
 
@@ -225,6 +232,48 @@ def test_the_fastest_finalist_wins() -> None:
     """Wherever it stands."""
     result = the_result(finalists=[finalist(OTHER, 22.0), finalist(BETTER, 20.0)])
     assert records.baked_row(result) == tuple(BETTER)
+
+
+def older(**more: Any) -> dict[str, Any]:
+    """A file of schema 1: no batches, and tiles of 64 rows that were cut down to segments of 16."""
+    content = document(record(**more), schema=1)
+    for one in content["records"]:
+        del one["batches"], one["tuned_on"]
+    return content
+
+
+def test_an_older_schema_is_read_as_what_it_meant() -> None:
+    """One batch, that of the record; a tile of more rows than a segment was one of the segment's rows then."""
+    assert faults(older()) == []
+    (result,) = records.results(older())
+    assert result.batches == ((101, 5, 7, 30.0, 20.0),)
+    assert result.tuned_on == 1
+    assert result.default.row == (16, *DEFAULT[1:])  # type: ignore[union-attr]
+    assert records.baked_row(result) == (16, *BETTER[1:])
+    assert [result.default.row for result in records.results(document())] == [tuple(DEFAULT)]  # type: ignore[union-attr]
+
+
+def test_an_upgraded_file_is_valid_and_says_the_same() -> None:
+    """Rows that were two ways to write one are merged: the faster time stays. Nothing changes a second time."""
+    same = [16, *BETTER[1:]]
+    content = older(finalists=[finalist(BETTER, 21.0), finalist(same, 20.0), finalist(OTHER, 22.0)], segment_bucket=8)
+    upgraded = records.upgraded(content)
+    assert faults(upgraded) == []
+    assert [one["row"] for one in upgraded["records"][0]["finalists"]] == [same, OTHER]
+    assert upgraded["records"][0]["finalists"][0]["p50_us"] == 20.0
+    assert list(records.results(upgraded)) == list(records.results(content))
+    assert records.upgraded(upgraded) == upgraded
+
+
+def test_a_field_that_came_later_has_its_neutral_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older files need not have it, newer ones must; the rows that come out are of one length."""
+    late = rules.Field("persistent", 0, 1, boolean=True, since=2, neutral=False)
+    monkeypatch.setitem(rules.FIELDS, "shrink", (*rules.FIELDS["shrink"], late))  # type: ignore[arg-type]
+    monkeypatch.setitem(rules.FIELD_NAMES, "shrink", (*rules.FIELD_NAMES["shrink"], "persistent"))  # type: ignore[arg-type]
+    assert faults(older()) == []
+    (result,) = records.results(older())
+    assert result.finalists[0].row == (16, *BETTER[1:], False)
+    assert any("expected 9 values" in fault for fault in faults(document()))
 
 
 def test_ties_within_the_noise_fall_to_the_first_row() -> None:

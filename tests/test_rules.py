@@ -110,6 +110,24 @@ def test_the_row_of_add_lora_is_both_rows_and_the_overlap() -> None:
     assert rules.config_fault("add_lora", (*joint, 1)) == "overlap: expected true or false, got 1"
 
 
+def test_rows_of_schema_1_had_no_tile_larger_than_a_segment() -> None:
+    """A tile of 64 rows was cut down to segments of 16; since then it takes four of them together."""
+    assert rules.current_row("shrink", 1, ROW, 16) == (16, *ROW[1:])
+    assert rules.current_row("shrink", 1, ROW, 48) == ROW
+    assert rules.current_row("shrink", 2, ROW, 16) == ROW
+    joint = (*ROW, 64, 64, 16, 1, 4, 3, None, True)
+    assert rules.current_row("add_lora", 1, joint, 20) == (32, *ROW[1:], 32, *joint[9:])
+
+
+def test_large_tiles_are_weighed_as_they_are() -> None:
+    """Also where a segment has fewer rows: tiles of 256 rows and six accumulators have no room, at any chunk size."""
+    row = (256, 64, 64, 6, 1, 8, 2, None)
+    assert "registers" in str(rules.resource_fault(row, SHRINK, H200))
+    assert rules.resource_fault((256, 64, 64, 1, 1, 8, 2, None), SHRINK, H200) is None
+    small = H200._replace(shared_memory=2 * (256 + 64) * 64 * 2 - 1)
+    assert "shared memory" in str(rules.resource_fault((256, 64, 64, 1, 1, 8, 2, None), SHRINK, small))
+
+
 def test_a_config_too_large_for_the_device_is_told() -> None:
     """The default shrink tile fits an H200 three stages deep, and not in 32 KiB; overlap needs Hopper."""
     small = rules.Limits(shared_memory=32 * 1024)

@@ -116,6 +116,16 @@ def exactly(wanted: object) -> Check:
     return check
 
 
+def one_of(*wanted: object) -> Check:
+    """One of a few values, each of one type."""
+
+    def check(value: Any, path: str) -> Iterator[str]:
+        if not any(type(value) is type(one) and value == one for one in wanted):
+            yield expected(f"one of {', '.join(map(repr, wanted))}", value, path)
+
+    return check
+
+
 def or_null(inner: Check) -> Check:
     """What `inner` allows, or null."""
 

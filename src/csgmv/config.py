@@ -6,11 +6,15 @@ register cap. Its fields, and what each may be, are listed in `rules.FIELDS`, fr
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Union
 
 from csgmv import rules
+
+# Not dataclasses.astuple: it copies recursively, for 20 us, and the tuner makes hundreds of thousands of rows.
+_values = {op: operator.attrgetter(*rules.FIELD_NAMES[op]) for op in ("shrink", "expand")}
 
 
 def _check(op: str, row: tuple[object, ...]) -> None:
@@ -23,7 +27,8 @@ class ShrinkConfig:
     """How `lora_shrink` is launched. The defaults are sglang's (BLOCK_N 16, BLOCK_K 256).
 
     Attributes:
-        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_m: rows of a tile. A longer segment is cut into several tiles; where chunk_size is at most half of it,
+            neighbouring segments share a tile as far as they share an adapter.
         block_n: columns of one accumulator (columns are num_slices · rank).
         block_k: input columns multiplied per step.
         column_tiles: accumulators of one program, all fed by the same tile of x.
@@ -44,7 +49,7 @@ class ShrinkConfig:
     maxnreg: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.op, astuple(self))
+        _check(self.op, to_row(self))
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class ExpandConfig:
     """How `lora_expand` is launched. The defaults are sglang's (BLOCK_N 64, BLOCK_K 16).
 
     Attributes:
-        block_m: rows of a tile; a segment longer than this is cut into several tiles.
+        block_m: rows of a tile. A longer segment is cut into several tiles; where chunk_size is at most half of it,
+            neighbouring segments share a tile as far as they share an adapter.
         block_n: output columns of a tile.
         block_k: ranks multiplied per step; the whole rank at once where it is at least max_rank.
         column_tiles: tiles that one program computes one after the other, keeping its rows of h on chip.
@@ -74,7 +80,7 @@ class ExpandConfig:
     prefetch: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.op, astuple(self))
+        _check(self.op, to_row(self))
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,9 @@ _CLASSES: Mapping[str, type[Any]] = {"shrink": ShrinkConfig, "expand": ExpandCon
 def to_row(config: Config) -> rules.Row:
     """A config's values in the order of `rules.FIELDS`: what the table and the raw results hold."""
     if isinstance(config, AddLoraConfig):
-        return (*astuple(config.shrink), *astuple(config.expand), config.overlap)
-    return astuple(config)
+        return (*to_row(config.shrink), *to_row(config.expand), config.overlap)
+    row: rules.Row = _values[config.op](config)
+    return row
 
 
 def from_row(op: str, row: rules.Row) -> Config:
@@ -143,6 +150,8 @@ def _smaller(config: ShrinkConfig | ExpandConfig) -> Iterator[Any]:
 def default_config(key: rules.Key, limits: rules.Limits) -> Config:
     """The built-in config for a key that no table row serves: the class defaults, made to fit the device.
 
+    Its tiles have no more rows than a segment: what taking segments together gains depends on the batch.
+
     Raises:
         ValueError: not even the smallest tile fits.
     """
@@ -151,7 +160,8 @@ def default_config(key: rules.Key, limits: rules.Limits) -> Config:
         assert isinstance(shrink, ShrinkConfig)
         assert isinstance(expand, ExpandConfig)
         return AddLoraConfig(shrink, expand)
-    for config in _smaller(_CLASSES[key.op]()):
+    plain = _CLASSES[key.op]()
+    for config in _smaller(replace(plain, block_m=rules.row_tile(plain.block_m, key.chunk_size))):
         if rules.resource_fault(to_row(config), key, limits) is None:
             return config  # type: ignore[no-any-return]
     raise ValueError(f"no {key.op} config fits a device with {limits.shared_memory} bytes of shared memory")

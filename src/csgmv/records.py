@@ -3,6 +3,7 @@
 Standard library only, like `rules`, and for the same reason. configs/README.md explains the fields one by one.
 
     faults      everything that is wrong with a parsed file
+    upgraded    a file without faults, of an older schema → the same by today's
     results     a file without faults → one Result per key
     baked_row   a Result → what the table says about its key
     batches     a Result → the batches that were timed with that row, and how long they take
@@ -11,12 +12,13 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import checks, rules
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, 2)  # that can be read; `upgraded` says what the older one leaves out
 # A tuned row must save this share of the default's time, however quiet the measurement was.
 LEAST_GAIN = 0.01
 # Rows within this share of the fastest are as good as it, if the noise is no smaller.
@@ -31,6 +33,16 @@ class Timing(NamedTuple):
     samples: int
 
 
+class BatchTimes(NamedTuple):
+    """The default's and the winner's time on one batch; None for what does not run. Units: microseconds (median)."""
+
+    tokens: int
+    adapters: int
+    num_segments: int
+    default_us: float | None
+    winner_us: float | None
+
+
 class Batch(NamedTuple):
     """A batch, and microseconds (median) of a launch on it with what the table has for its key."""
 
@@ -43,20 +55,18 @@ class Batch(NamedTuple):
 class Result(NamedTuple):
     """What was measured at one key: the default (None where the device cannot run it) and the rows against it.
 
-    Tokens, adapters and segments are those of the batch that they were timed on; `also` are others that share the key.
+    `batches` are those that look up this key; a row's time is the geometric mean of its times on the first `tuned_on`.
     """
 
     gpu: str
     triton: str
     key: rules.Key
-    tokens: int
-    adapters: int
-    num_segments: int
     default: Timing | None
     finalists: tuple[Timing, ...]
     noise_us: float
     date: str
-    also: tuple[Batch, ...] = ()
+    batches: tuple[BatchTimes, ...] = ()
+    tuned_on: int = 1
 
 
 def winner(result: Result) -> Timing | None:
@@ -64,9 +74,14 @@ def winner(result: Result) -> Timing | None:
 
     The noise is that of the default, which may take several times as long: it ties no more than MOST_TIED.
     """
-    least = min((timing.p50_us for timing in result.finalists), default=0.0)
-    bound = least + min(result.noise_us, MOST_TIED * least)
-    tied = (timing for timing in result.finalists if timing.p50_us <= bound)
+    return fastest(result.finalists, result.noise_us)
+
+
+def fastest(finalists: Sequence[Timing], noise_us: float) -> Timing | None:
+    """See `winner`; the tuner asks this before there is a result."""
+    least = min((timing.p50_us for timing in finalists), default=0.0)
+    bound = least + min(noise_us, MOST_TIED * least)
+    tied = (timing for timing in finalists if timing.p50_us <= bound)
     return min(tied, key=lambda timing: rules.row_order(timing.row), default=None)
 
 
@@ -89,10 +104,11 @@ def baked_row(result: Result) -> rules.Row | None:
 
 def batches(result: Result) -> Iterator[Batch]:
     """Every batch timed at this key, and the time of what the table has for it: the baked row, or else the default."""
-    kept = winner(result) if result.default is None or baked_row(result) is not None else result.default
-    assert kept is not None, "a record without finalists has a default"
-    yield Batch(result.tokens, result.adapters, result.num_segments, kept.p50_us)
-    yield from result.also
+    baked = result.default is None or baked_row(result) is not None
+    for tokens, adapters, num_segments, default_us, winner_us in result.batches:
+        p50_us = winner_us if baked else default_us
+        if p50_us is not None:
+            yield Batch(tokens, adapters, num_segments, p50_us)
 
 
 # Names end up in generated code: letters, digits and the few signs that GPU and version names have.
@@ -135,7 +151,7 @@ _SHAPE: Mapping[str, checks.Check] = {
     "dtype": checks.phrase,
 }
 _HEADER = checks.record(
-    schema=checks.exactly(SCHEMA),
+    schema=checks.one_of(*SCHEMAS),
     gpu=_NAME,
     triton=_VERSION,
     **_SHAPE,
@@ -151,11 +167,11 @@ def _key_faults(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"$.{fault}"
 
 
-def _row(op: str) -> checks.Check:
+def _row(op: str, schema: int) -> checks.Check:
     def check(value: Any, path: str) -> Iterator[str]:
         if not isinstance(value, list):
             yield checks.expected("an array", value, path)
-        elif fault := rules.config_fault(op, value):
+        elif fault := rules.config_fault(op, value, schema):
             yield f"{path}: {fault}"
 
     return check
@@ -183,43 +199,57 @@ def _record_faults(value: Any, path: str) -> Iterator[str]:
         yield checks.expected(wanted, value["segment_bucket"], f"{path}.segment_bucket")
     if value["default"] is None and not value["finalists"]:
         yield f"{path}.finalists: expected one or more where default is null, got none"
-    seen = [[value["tokens"], value["adapters"]]]
-    for index, (*batch, num_segments, _) in enumerate(value.get("also", ())):
-        if rules.segment_bucket(num_segments) != value["segment_bucket"]:
-            wanted = f"a number of segments with bucket {value['segment_bucket']}"
-            yield checks.expected(wanted, num_segments, f"{path}.also[{index}][2]")
-        if batch in seen:
-            yield f"{path}.also[{index}]: the batch of {batch[0]} tokens and {batch[1]} adapters stands there already"
-        seen.append(batch)
     rows = [finalist["row"] for finalist in value["finalists"]]
     for index, row in enumerate(rows):
         if row in rows[:index]:
             yield f"{path}.finalists[{index}].row: the same as that of finalists[{rows.index(row)}]"
 
 
-def _record(op: str, num_runs: int) -> checks.Check:
-    row = _row(op) if op in rules.OPS else checks.anything
-    return checks.then(
-        checks.record(
-            {"also": checks.array(checks.entries(_COUNT, _COUNT, _COUNT, _MICROSECONDS))},
-            run=checks.integer(0, num_runs - 1),
-            chunk_size=_COUNT,
-            segment_bucket=_COUNT,
-            tokens=_COUNT,
-            adapters=_COUNT,
-            num_segments=_COUNT,
-            default=checks.or_null(_timing(row)),
-            candidates=checks.array(checks.entries(row, _MICROSECONDS, _COUNT, checks.boolean)),
-            finalists=checks.array(_timing(row, shared_bytes=_SIZE, registers=_SIZE, spills=_SIZE)),
-            pruned=checks.mapping(checks.phrase, _COUNT),
-            failed=checks.mapping(checks.phrase, _COUNT),
-            accuracy=checks.then(
-                checks.record(cases=_COUNT, max_error=_NON_NEGATIVE, tolerance=_NON_NEGATIVE), _accuracy_faults
-            ),
-            noise_us=_NON_NEGATIVE,
+def _batch_faults(value: Any, path: str) -> Iterator[str]:
+    if value["tuned_on"] > len(value["batches"]):
+        yield checks.expected(f"at most the {len(value['batches'])} of batches", value["tuned_on"], f"{path}.tuned_on")
+    first = [value["tokens"], value["adapters"], value["num_segments"]]
+    if value["batches"][0][:3] != first:
+        yield checks.expected(f"{first} first, the batch that was tuned on", value["batches"][0], f"{path}.batches[0]")
+    seen = []
+    for index, (*batch, _, default_us, winner_us) in enumerate(value["batches"]):
+        if batch in seen:
+            yield f"{path}.batches[{index}]: the batch of {batch[0]} tokens and {batch[1]} adapters stands there already"
+        seen.append(batch)
+        for name, time, runs in (
+            ("default", default_us, value["default"] is not None),
+            ("winner", winner_us, bool(value["finalists"])),
+        ):
+            if runs != (time is not None):
+                wanted = f"a time of the {name}" if runs else f"null, since there is no {name}"
+                yield checks.expected(wanted, time, f"{path}.batches[{index}]")
+
+
+def _record(op: str, num_runs: int, schema: int) -> checks.Check:
+    row = _row(op, schema) if op in rules.OPS else checks.anything
+    members: dict[str, checks.Check] = {
+        "run": checks.integer(0, num_runs - 1),
+        "chunk_size": _COUNT,
+        "segment_bucket": _COUNT,
+        "tokens": _COUNT,
+        "adapters": _COUNT,
+        "num_segments": _COUNT,
+        "default": checks.or_null(_timing(row)),
+        "candidates": checks.array(checks.entries(row, _MICROSECONDS, _COUNT, checks.boolean)),
+        "finalists": checks.array(_timing(row, shared_bytes=_SIZE, registers=_SIZE, spills=_SIZE)),
+        "pruned": checks.mapping(checks.phrase, _COUNT),
+        "failed": checks.mapping(checks.phrase, _COUNT),
+        "accuracy": checks.then(
+            checks.record(cases=_COUNT, max_error=_NON_NEGATIVE, tolerance=_NON_NEGATIVE), _accuracy_faults
         ),
-        _record_faults,
-    )
+        "noise_us": _NON_NEGATIVE,
+    }
+    if schema == 1:
+        return checks.then(checks.record(**members), _record_faults)
+    time = checks.or_null(_MICROSECONDS)
+    members["batches"] = checks.array(checks.entries(_COUNT, _COUNT, _COUNT, time, time), least=1)
+    members["tuned_on"] = _COUNT
+    return checks.then(checks.record(**members), _record_faults, _batch_faults)
 
 
 def _repeated_keys(records: Any, path: str) -> Iterator[str]:
@@ -237,36 +267,69 @@ def faults(document: Any) -> list[str]:
     if not isinstance(document, dict):
         return found
     found += _key_faults(document)
-    op, runs = document.get("op"), document.get("runs")
+    op, runs, schema = document.get("op"), document.get("runs"), document.get("schema")
     op = op if isinstance(op, str) else ""
+    schema = schema if type(schema) is int and schema in SCHEMAS else SCHEMA
     if op in rules.OPS and "fields" in document:
-        found += checks.exactly(list(rules.FIELD_NAMES[op]))(document["fields"], "$.fields")
+        found += checks.exactly(list(rules.field_names(op, schema)))(document["fields"], "$.fields")
     if "runs" in document:
         found += _RUNS(runs, "$.runs")
     if "records" in document:
         num_runs = len(runs) if isinstance(runs, list) and runs else 2**31  # unknown: any may be meant
-        found += checks.array(_record(op, num_runs), least=1)(document["records"], "$.records")
+        found += checks.array(_record(op, num_runs, schema), least=1)(document["records"], "$.records")
         found += _repeated_keys(document["records"], "$.records")
     return found
 
 
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document that has no faults as today's schema would write it: what it left out is made explicit."""
+    if document["schema"] == SCHEMA:
+        return dict(document)
+    op, schema = document["op"], document["schema"]
+    new = {**document, "schema": SCHEMA, "fields": list(rules.FIELD_NAMES[op])}
+    new["records"] = [_upgraded_record(op, schema, record) for record in document["records"]]
+    return new
+
+
+def _upgraded_record(op: str, schema: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    def current(row: list[rules.ConfigValue]) -> rules.Row:
+        return rules.current_row(op, schema, row, record["chunk_size"])
+
+    # Rows that are one and the same today: the faster time stays.
+    candidates: dict[rules.Row, list[Any]] = {}
+    for row, *times in sorted(record["candidates"], key=lambda candidate: candidate[1]):
+        candidates.setdefault(current(row), times)
+    finalists: dict[rules.Row, Any] = {}
+    for finalist in sorted(record["finalists"], key=lambda finalist: finalist["p50_us"]):
+        finalists.setdefault(current(finalist["row"]), finalist)
+    default = record["default"]
+    new = {
+        **record,
+        "default": default and {**default, "row": list(current(default["row"]))},
+        "candidates": [[list(row), *times] for row, times in candidates.items()],
+        "finalists": [{**finalist, "row": list(row)} for row, finalist in finalists.items()],
+    }
+    best = fastest([_timing_of(finalist) for finalist in new["finalists"]], record["noise_us"])
+    batch = [record["tokens"], record["adapters"], record["num_segments"]]
+    return new | {"batches": [[*batch, default and default["p50_us"], best and best.p50_us]], "tuned_on": 1}
+
+
 def results(document: Mapping[str, Any]) -> Iterator[Result]:
-    """The results in a document that has no faults."""
-
-    def timing(value: Mapping[str, Any]) -> Timing:
-        return Timing(tuple(value["row"]), value["p50_us"], value["samples"])
-
+    """The results in a document that has no faults, of whichever schema."""
+    document = upgraded(document)
     for record in document["records"]:
         yield Result(
             gpu=document["gpu"],
             triton=document["triton"],
             key=_key(document, record["chunk_size"], record["segment_bucket"]),
-            tokens=record["tokens"],
-            adapters=record["adapters"],
-            num_segments=record["num_segments"],
-            default=record["default"] and timing(record["default"]),
-            finalists=tuple(timing(finalist) for finalist in record["finalists"]),
+            default=record["default"] and _timing_of(record["default"]),
+            finalists=tuple(map(_timing_of, record["finalists"])),
             noise_us=record["noise_us"],
             date=document["runs"][record["run"]]["date"],
-            also=tuple(Batch(*batch) for batch in record.get("also", ())),
+            batches=tuple(BatchTimes(*times) for times in record["batches"]),
+            tuned_on=record["tuned_on"],
         )
+
+
+def _timing_of(value: Mapping[str, Any]) -> Timing:
+    return Timing(tuple(value["row"]), value["p50_us"], value["samples"])

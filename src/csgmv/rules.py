@@ -139,7 +139,11 @@ def key_fault(key: Key) -> str | None:
 
 
 class Field(NamedTuple):
-    """One field of a config: its name, the values it may take, and whether None (the compiler chooses) is one."""
+    """One field of a config: its name, the values it may take, and whether None (the compiler chooses) is one.
+
+    A field that came with a later schema of the raw results says so in `since`, and in `neutral` what the rows of older
+    results had without knowing it.
+    """
 
     name: str
     least: int
@@ -147,6 +151,8 @@ class Field(NamedTuple):
     power_of_two: bool = True
     optional: bool = False
     boolean: bool = False
+    since: int = 1
+    neutral: ConfigValue = None
 
 
 _LAUNCH = (
@@ -168,7 +174,7 @@ _EXPAND = (
     Field("block_k", 16, 256),
     Field("column_tiles", 1, 64, power_of_two=False),
     *_LAUNCH,
-    Field("prefetch", 0, 1, boolean=True),
+    Field("prefetch", 0, 1, boolean=True, since=2, neutral=False),
 )
 _ADD_LORA = (
     *(field._replace(name="shrink_" + field.name) for field in _SHRINK),
@@ -177,6 +183,26 @@ _ADD_LORA = (
 )
 FIELDS: Mapping[str, tuple[Field, ...]] = {"shrink": _SHRINK, "expand": _EXPAND, "add_lora": _ADD_LORA}
 FIELD_NAMES: Mapping[str, tuple[str, ...]] = {op: tuple(f.name for f in fields) for op, fields in FIELDS.items()}
+
+
+def field_names(op: str, schema: int) -> tuple[str, ...]:
+    """The fields that rows of an operation have in raw results of this schema."""
+    return tuple(field.name for field in FIELDS[op] if field.since <= schema)
+
+
+def current_row(op: str, schema: int, values: Sequence[ConfigValue], chunk_size: int) -> Row:
+    """A row of raw results of this schema as it would be written today.
+
+    Fields that came later have their neutral value. In schema 1 a tile of more rows than a segment has was cut down to
+    the segment; since then it takes neighbouring segments together, so such a row is one of the smaller tile.
+    """
+    named = dict(zip(field_names(op, schema), values))
+    row = [named.get(field.name, field.neutral) for field in FIELDS[op]]
+    if schema == 1:
+        for index, field in enumerate(FIELDS[op]):
+            if field.name.endswith("block_m"):
+                row[index] = row_tile(row[index] or 0, chunk_size)
+    return tuple(row)
 
 
 def _value_fault(field: Field, value: object) -> str | None:
@@ -194,14 +220,15 @@ def _value_fault(field: Field, value: object) -> str | None:
     return None
 
 
-def config_fault(op: str, row: Sequence[object]) -> str | None:
+def config_fault(op: str, row: Sequence[object], schema: int | None = None) -> str | None:
     """What is wrong with a config given as its values in the order of FIELDS[op], or None.
 
-    Checks each value by itself; whether a device can run the whole is resource_fault's question.
+    Checks each value by itself; whether a device can run the whole is resource_fault's question. With `schema`, the
+    values are those that raw results of this schema have.
     """
-    fields = FIELDS[op]
+    fields = [field for field in FIELDS[op] if schema is None or field.since <= schema]
     if len(row) != len(fields):
-        return f"expected {len(fields)} values ({', '.join(FIELD_NAMES[op])}), got {len(row)}"
+        return f"expected {len(fields)} values ({', '.join(field.name for field in fields)}), got {len(row)}"
     faults = (_value_fault(field, value) for field, value in zip(fields, row))
     return "; ".join(fault for fault in faults if fault) or None
 
@@ -226,7 +253,7 @@ _OVERHEAD_REGISTERS = 40
 
 
 def row_tile(block_m: int, chunk_size: int) -> int:
-    """Rows of a program's tile: no more than the power of two (and 16, the least a dot takes) that holds a segment."""
+    """`block_m` rows, but no more than the power of two (and 16, the least a dot takes) that holds one segment."""
     return min(block_m, max(16, power_of_two(chunk_size)))
 
 
@@ -240,22 +267,25 @@ def rank_step(block_k: int, max_rank: int) -> int:
     return min(block_k, max(16, power_of_two(max_rank)))
 
 
-def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
-    rows = row_tile(row["block_m"], key.chunk_size)
+def _shrink_shared(row: Mapping[str, int], itemsize: int) -> int:
+    rows = row["block_m"]
     stage = (rows + row["block_n"] * row["column_tiles"]) * row["block_k"] * itemsize
     # The result goes through shared memory too, a tile of columns at a time; partials are float32.
     return max(row["num_stages"] * stage, rows * row["block_n"] * (itemsize if row["split_k"] == 1 else 4))
 
 
-def _expand_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
-    depth, rows = rank_step(row["block_k"], key.max_rank), row_tile(row["block_m"], key.chunk_size)
-    stages = row["num_stages"] if depth < key.max_rank else 1  # the whole rank at once is not pipelined through it
-    return max(stages * (row["block_n"] + rows) * depth * itemsize, rows * row["block_n"] * itemsize)
+def _expand_shared(row: Mapping[str, int], max_rank: int, itemsize: int) -> int:
+    depth = rank_step(row["block_k"], max_rank)
+    h_tile, b_tile, base_tile = row["block_m"] * depth, row["block_n"] * depth, row["block_m"] * row["block_n"]
+    if depth < max_rank:  # the steps along the rank are pipelined
+        return max(row["num_stages"] * (h_tile + b_tile), base_tile) * itemsize
+    # The whole rank at once: h is loaded once, and the next tile's weights and base wait in registers.
+    return max(h_tile + b_tile, base_tile) * itemsize
 
 
 def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> str | None:
     itemsize = DTYPE_BYTES[key.dtype]
-    shared = (_shrink_shared if op == "shrink" else _expand_shared)(row, key, itemsize)
+    shared = _shrink_shared(row, itemsize) if op == "shrink" else _expand_shared(row, key.max_rank, itemsize)
     if shared > limits.shared_memory:
         return f"{op} needs {shared} bytes of shared memory, the device allows {limits.shared_memory}"
     threads = 32 * row["num_warps"]
@@ -264,7 +294,7 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
     if (row["maxnreg"] or 0) * threads > limits.registers:
         return f"{op} reserves {row['maxnreg'] * threads} registers, the device allows {limits.registers}"
     accumulators = row["column_tiles"] if op == "shrink" else 1
-    tile = row_tile(row["block_m"], key.chunk_size) * row["block_n"] * accumulators
+    tile = row["block_m"] * row["block_n"] * accumulators
     registers = tile // threads + _OVERHEAD_REGISTERS
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
     if registers > available:

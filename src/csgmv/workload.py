@@ -114,25 +114,30 @@ class Workload:
             return csgmv.lora_expand(self.h, self.lora_b, self.segments, self.slice_offsets, base, config=config)
         return csgmv.add_lora(base, self.x, self.lora_a, self.lora_b, self.segments, self.slice_offsets, config=config)
 
-    def error(self, op: str, config: Any = None) -> float:
+    def expected(self, op: str) -> torch.Tensor:
+        """The operation's result by the float32 reference; NaN where shrink leaves h as it was."""
+        if op == "shrink":
+            return reference.lora_shrink(self.x, self.lora_a, self.segments, len(self.slice_widths))
+        inputs = (self.lora_b, self.segments, self.slice_offsets)
+        if op == "expand":
+            return reference.lora_expand(self.h, *inputs, self.base_output)
+        return reference.add_lora(self.base_output, self.x, self.lora_a, *inputs)
+
+    def error(self, op: str, config: Any = None, expected: torch.Tensor | None = None) -> float:
         """Largest difference from the float32 reference, relative to the reference's largest value.
 
-        NaN where the result holds one; infinite where a row without an adapter was touched.
+        NaN where the result holds one; infinite where a row without an adapter was touched. `expected` is the
+        reference's result where it is known already.
         """
         got = self.run(op, config, self.base_output.clone())
+        want = self.expected(op) if expected is None else expected
         if op == "shrink":
-            want = reference.lora_shrink(self.x, self.lora_a, self.segments, len(self.slice_widths))
             valid = ~want.isnan()
             got, want = got[valid], want[valid]
         else:
             lone = [row for row, adapter in enumerate(self.ids) if adapter is None or self.ranks[adapter] == 0]
             if not torch.equal(got[lone], self.base_output[lone]):
                 return math.inf
-            inputs = (self.lora_b, self.segments, self.slice_offsets)
-            if op == "expand":
-                want = reference.lora_expand(self.h, *inputs, self.base_output)
-            else:
-                want = reference.add_lora(self.base_output, self.x, self.lora_a, *inputs)
         if want.numel() == 0:
             return 0.0
         return ((got.float() - want).abs().max() / want.abs().max()).item()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from batches import DEVICE
 from csgmv import measure, rules
 from csgmv.tuning import space
 from csgmv.tuning.lab import Lab, WrongResult, ragged_batch
-from csgmv.tuning.plan import Task
+from csgmv.tuning.plan import Batch, Task
 from csgmv.workload import Workload
 
 CPU, HERE = torch.device("cpu"), torch.empty(0, device=DEVICE).device
@@ -64,19 +66,40 @@ def test_screening_and_race_agree(op: str) -> None:
     """Both time the same thing; a second of two equal configs in a race is as fast as the first."""
     device = torch.device("cuda", torch.cuda.current_device())
     dims = {"shrink": (1024, ()), "expand": (0, (1024, 512)), "add_lora": (1024, (1024, 512))}[op]
-    task = Task(rules.Key(op, *dims, 64, 2, "bfloat16", 16, 8), 100, 7, 7)
+    task = Task(rules.Key(op, *dims, 64, 2, "bfloat16", 16, 8), (Batch(100, 7, 7),))
     row = space.default_row(task.key, LIMITS)
     assert row is not None
     lab = Lab(device)
     lab.check(task.key, row)
     screening = lab.screen(task, row, float("inf"))
-    (first, second), launches = lab.race(task, [row, row], 9)
+    (first, second), launches = lab.race(task.key, task.batches[0], [row, row], 9)
     assert 2 <= launches <= measure.MOST_COPIES
     median = sorted(first)[4]
     assert sorted(second)[4] == pytest.approx(median, rel=0.05)
     assert screening.p50_us == pytest.approx(median, rel=0.2)
     assert not screening.stopped_early
     assert lab.screen(task, row, 0.0).stopped_early
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key.op}-r{key.max_rank}")
+def test_timed_launches_work_on_the_batch(key: rules.Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every copy has the batch's shapes and segments, memory of its own, and gives finite numbers."""
+    monkeypatch.setattr(measure, "l2_bytes", lambda _: 30_000)
+    lab, batch = Lab(HERE), Batch(40, 5, 5)
+    copies = lab._copies(key, batch)
+    assert len(copies) >= 2
+    for copy in copies:
+        result = copy.run(key.op, None)
+        assert result.shape == (40, sum(key.slice_widths) or key.num_slices * key.max_rank)
+        assert result.isfinite().all()
+        assert (copy.segments.num_segments, copy.segments.chunk_size) == (-(-8 // key.chunk_size) * 5, key.chunk_size)
+    names = {"shrink": ("x", "lora_a"), "expand": ("h", "lora_b", "base_output")}.get(
+        key.op, ("x", "lora_a", "lora_b", "base_output")
+    )
+    places = [(getattr(copy, name).data_ptr(), getattr(copy, name).nbytes) for copy in copies for name in names]
+    places.sort()
+    assert all(start + size <= following for (start, size), (following, _) in itertools.pairwise(places))
+    assert all(start % 16 == 0 for start, _ in places)
 
 
 @pytest.mark.gpu

@@ -1,12 +1,14 @@
-"""A plan names each key once, with the batch that stands for it."""
+"""A plan names each key once, with the batches that look it up."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 
 from csgmv import rules
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
-from csgmv.tuning.plan import CHUNK_SIZES, Plan, adapter_ids, parts
+from csgmv.tuning.plan import CHUNK_SIZES, TOKENS, Batch, Plan, Task, adapter_ids, parts
 
 SMALL = (LayerShape("o", 80, (48,)), LayerShape("down", 176, (48,)))
 
@@ -19,37 +21,77 @@ def test_layers_that_expand_alike_share_a_key() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_of_batches_that_share_a_key_the_larger_is_timed() -> None:
-    """8, 32 and 128 tokens over 8 adapters are all 8 segments of 16."""
-    (task,) = Plan(SMALL[:1], 8, chunk_sizes=[16], tokens=[8, 128, 32], ops=["shrink"]).tasks()
-    assert (task.tokens, task.adapters, task.num_segments, task.key.segment_bucket) == (128, 8, 8, 8)
+def one_task(**options: object) -> Task:
+    (task,) = Plan(SMALL[:1], 8, ops=["shrink"], **options).tasks()  # type: ignore[arg-type]
+    return task
+
+
+def test_of_batches_that_share_a_key_the_fullest_and_the_sparsest_decide() -> None:
+    """8, 32 and 128 tokens over 8 adapters are all 8 segments of 16, of which a sixteenth, a quarter or all is used."""
+    task = one_task(chunk_sizes=[16], tokens=[8, 128, 32], adapters=[8])
+    assert task.deciding == (Batch(128, 8, 8), Batch(8, 8, 8))
+    assert task.batches == (*task.deciding, Batch(32, 8, 8))
+    assert task.key.segment_bucket == 8
+
+
+def test_batches_that_are_much_alike_are_one_case() -> None:
+    """Less than four times the tokens, or so few of them that only latencies count."""
+    assert one_task(chunk_sizes=[16], tokens=[128, 64], adapters=[8]).deciding == (Batch(128, 8, 8),)
+    assert one_task(chunk_sizes=[16], tokens=[8, 1], adapters=[1]).deciding == (Batch(1, 1, 1),)
+
+
+def test_batches_of_one_adapter_are_timed_with_the_key_that_serves_them() -> None:
+    """They make no key of their own beside others; alone they do."""
+    task = one_task(chunk_sizes=[16], tokens=[64], adapters=[1, 8])
+    assert task.batches == (Batch(64, 8, 8), Batch(64, 1, 4))
+    assert task.tuned_on == 1
+    assert one_task(chunk_sizes=[16], tokens=[64], adapters=[1]).batches == (Batch(64, 1, 4),)
+
+
+def test_many_tokens_are_dealt_unevenly() -> None:
+    """As requests are; a few an adapter are dealt evenly."""
+    rows = Counter(adapter_ids(320, 8))
+    assert set(rows) == set(range(8))
+    assert rows[0] > 2 * rows[7]
+    assert max(Counter(adapter_ids(200, 8)).values()) == 25
+    assert one_task(chunk_sizes=[64], tokens=[320], adapters=[8]).batches[0].num_segments == sum(
+        -(-count // 64) for count in rows.values()
+    )
 
 
 def test_keys_are_those_of_the_segments_that_the_batch_gives() -> None:
     """Uneven groups: 37 tokens over 5 adapters are 2 of 8 and 3 of 7 rows, two segments of 4 each."""
-    (task,) = Plan(SMALL[:1], 8, chunk_sizes=[4], tokens=[37], adapters=[5], ops=["shrink"]).tasks()
-    assert (task.num_segments, task.key.segment_bucket) == (10, 8)
+    task = one_task(chunk_sizes=[4], tokens=[37], adapters=[5])
+    assert (task.batches[0].num_segments, task.key.segment_bucket) == (10, rules.segment_bucket(10))
 
 
 def test_no_more_adapters_than_tokens() -> None:
-    """By default 8, or as many as there are tokens; what was asked for beyond that is left out."""
-    assert [t.adapters for t in Plan(SMALL[:1], 8, tokens=[3], chunk_sizes=[16], ops=["expand"]).tasks()] == [3]
-    tasks = Plan(SMALL[:1], 8, tokens=[3], adapters=[1, 2, 9], chunk_sizes=[16], ops=["expand"]).tasks()
-    assert {t.adapters for t in tasks} == {1, 2}
+    """By default as many as there are tokens; what was asked for beyond that is left out."""
+    options = {"chunk_sizes": [16], "ops": ["expand"]}
+    (task,) = Plan(SMALL[:1], 8, tokens=[3], **options).tasks()  # type: ignore[arg-type]
+    assert {batch.adapters for batch in task.batches} == {1, 3}
+    (task,) = Plan(SMALL[:1], 8, tokens=[3], adapters=[2, 9], **options).tasks()  # type: ignore[arg-type]
+    assert {batch.adapters for batch in task.batches} == {2}
 
 
 def test_rows_are_gathered() -> None:
     """Adapters are even, but not in turn: an identity permutation would hide what the gather costs."""
     ids = adapter_ids(40, 4)
     assert sorted(ids) == sorted(list(range(4)) * 10)
-    assert ids not in ([i % 4 for i in range(40)], sorted(ids))
+    assert list(ids) not in ([i % 4 for i in range(40)], sorted(ids))
     assert ids == adapter_ids(40, 4)
 
 
 def test_the_default_plan_has_a_few_hundred_keys_and_parts_come_first() -> None:
     """A whole model: an add_lora key's shrink and expand stand before it."""
-    keys = [task.key for task in Plan(QWEN3_EMBEDDING_0_6B, 64).tasks()]
+    tasks = Plan(QWEN3_EMBEDDING_0_6B, 64).tasks()
+    keys = [task.key for task in tasks]
     assert 200 <= len(keys) <= 300
+    cells = {(t, a) for t in TOKENS for a in (1, 8, 32) if a <= t}
+    for chunk_size in CHUNK_SIZES:
+        shown = [b[:2] for t in tasks if t.key.op == "add_lora" and t.key.chunk_size == chunk_size for b in t.batches]
+        assert set(shown) == cells
+        assert len(shown) == len(cells) * len(QWEN3_EMBEDDING_0_6B)
     for index, key in enumerate(keys):
         if key.op == "add_lora":
             assert all(part in keys[:index] for part in parts(key))
@@ -78,4 +120,4 @@ def test_impossible_plans_are_refused(change: dict[str, object], message: str) -
 def test_a_bucket_is_a_power_of_two() -> None:
     """Of every key in a plan with odd sizes."""
     tasks = Plan(SMALL, 12, chunk_sizes=[7], tokens=[1, 13, 999]).tasks()
-    assert all(t.key.segment_bucket == rules.segment_bucket(t.num_segments) for t in tasks)
+    assert all(t.key.segment_bucket == rules.segment_bucket(t.batches[0].num_segments) for t in tasks)

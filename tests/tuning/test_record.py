@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from csgmv import checks, files, records, rules
+from csgmv.tuning.plan import Batch, Task
 from csgmv.tuning.record import Accuracy, Archive, Finalist, Record, Run, Timing
 
 KEY = rules.Key("expand", 0, (48, 16), 12, 2, "bfloat16", 16, 8)
@@ -40,7 +42,12 @@ def measured(key: rules.Key = KEY, best_us: float = 7.123456) -> Record:
         failed={"OutOfResources: shared memory": 1},
         accuracy=Accuracy(1, 0.00123456, 0.016),
         noise_us=0.0512345,
+        batches=[(37, 5, key.segment_bucket, 10.1, 7.12), (8, 8, 8, 9.0, 5.0)],
     )
+
+
+def task(key: rules.Key = KEY, *batches: tuple[int, int]) -> Task:
+    return Task(key, tuple(Batch(*batch, 8) for batch in batches or ((37, 5), (8, 8))))
 
 
 def archive(folder: Path, **change: object) -> Archive:
@@ -114,16 +121,18 @@ def test_what_was_measured_here_with_these_kernels_is_fresh(
 ) -> None:
     """Another day or csgmv version with the same kernels changes nothing; kernels, driver or torch do."""
     archive(tmp_path).add(KEY, measured())
-    assert (archive(tmp_path, **change).fresh(KEY, 37, 5) is not None) == fresh
+    assert (archive(tmp_path, **change).fresh(task()) is not None) == fresh
 
 
 def test_another_batch_or_key_is_not_fresh(tmp_path: Path) -> None:
     """Neither is a key that has no file."""
     one = archive(tmp_path)
     one.add(KEY, measured())
-    assert one.fresh(KEY, 36, 5) is None
-    assert one.fresh(KEY._replace(chunk_size=32), 37, 5) is None
-    assert one.fresh(KEY._replace(max_rank=13), 37, 5) is None
+    assert one.fresh(task(KEY, (37, 5))) is not None
+    assert one.fresh(task(KEY, (36, 5))) is None
+    assert one.fresh(task(KEY, (37, 5), (1, 1))) is None
+    assert one.fresh(task(KEY._replace(chunk_size=32))) is None
+    assert one.fresh(task(KEY._replace(max_rank=13))) is None
 
 
 @pytest.mark.parametrize("at", ["write", "replace"])
@@ -147,7 +156,7 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path, monkeypatch: py
     assert one.path(KEY).read_text() == before
     assert list(one.path(KEY).parent.iterdir()) == [one.path(KEY)]
     again = archive(tmp_path)
-    assert again.fresh(KEY, 37, 5) is not None
+    assert again.fresh(task()) is not None
     again.add(other, measured(other))
     assert len(checks.parse(one.path(KEY).read_text())["records"]) == 2
 
@@ -159,5 +168,27 @@ def test_a_broken_file_stops_the_run_and_is_kept(tmp_path: Path, text: str) -> N
     one.path(KEY).parent.mkdir(parents=True)
     one.path(KEY).write_text(text)
     with pytest.raises(ValueError, match=r"(?s)expand-n48\+16-r12-bfloat16\.json: .*move it away"):
-        one.fresh(KEY, 37, 5)
+        one.fresh(task())
     assert one.path(KEY).read_text() == text
+
+
+def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its records stay beside the new one, with what they left out made explicit."""
+    one = archive(tmp_path)
+    one.add(KEY, measured())
+    path = one.path(KEY)
+    document = checks.parse(path.read_text())
+    document["schema"] = 1
+    for record in document["records"]:
+        del record["batches"], record["tuned_on"]
+    path.write_text(json.dumps(document))
+    other = KEY._replace(segment_bucket=32)
+    archive(tmp_path).add(other, measured(other))
+    document = checks.parse(path.read_text())
+    assert records.faults(document) == []
+    assert document["schema"] == records.SCHEMA
+    assert [record["batches"] for record in document["records"]] == [
+        [[37, 5, 8, 10.1, 7.12]],
+        [[37, 5, 32, 10.1, 7.12], [8, 8, 8, 9.0, 5.0]],
+    ]
+    assert document["records"][0]["default"]["row"][0] == 16

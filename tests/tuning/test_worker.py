@@ -86,6 +86,31 @@ def test_a_service_that_cannot_be_built_says_why() -> None:
             worker.call("count", limit=SECONDS)
 
 
+def test_a_worker_started_ahead_answers_like_any_other() -> None:
+    """Also one whose process has died before the first call: that call fails, the next is answered."""
+    worker = Worker(Service, 10)
+    worker.start()
+    worker.start()
+    assert worker.call("count", limit=SECONDS) == 11
+    worker.close()
+    worker.start()
+    worker.kill()
+    with pytest.raises(Failure, match="crashed"):
+        worker.call("count", limit=SECONDS)
+    assert worker.call("count", limit=SECONDS) == 11
+    worker.close()
+
+
+def test_a_farm_starts_all_its_processes_ahead() -> None:
+    """A first call each, whose answers nobody waits for."""
+    farm = Farm(2, Service, 0)
+    farm.start("count", limit=SECONDS)
+    counts = [farm.submit("count", limit=SECONDS).result() for _ in range(4)]
+    assert min(counts) >= 1
+    assert sum(counts) > 4
+    farm.close()
+
+
 def test_a_farm_loses_only_the_call_that_crashed() -> None:
     """The calls before and behind it in the queue are answered."""
     farm = Farm(2, Service, 0)

@@ -17,7 +17,7 @@ import torch
 from csgmv import rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 from csgmv.tuning import space
-from csgmv.tuning.plan import CHUNK_SIZES, TOKENS, Plan, Task
+from csgmv.tuning.plan import ADAPTERS, CHUNK_SIZES, TOKENS, Plan, Task
 from csgmv.tuning.tuner import Step, tune
 
 NO_GPU = 2
@@ -41,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chunk_sizes, tokens = f"most rows of a segment ({_listed(CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
     add("--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help=chunk_sizes)
     add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
-    add("--adapters", type=int, nargs="+", default=(), metavar="N", help="adapters in a batch (8, or fewer)")
+    add(
+        "--adapters",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)",
+    )
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
     add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
@@ -87,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
         )
     seconds = time.monotonic() - started
     print(f"{summary.tuned} keys tuned in {seconds:.0f} s into {args.out}; {summary.fresh} were there already")
+    print(
+        f"{summary.binaries} binaries compiled; the GPU was measuring for {summary.measuring:.0f} s "
+        f"and waited {summary.waiting:.0f} s for compilations"
+    )
     if summary.left:
         print(f"{summary.left} keys are left; the same command goes on with them")
     if summary.failed:
@@ -125,9 +136,12 @@ def _dry_run(plan: Plan) -> int:
 def _describe(task: Task) -> str:
     key = task.key
     dims = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
-    batch = ", ".join(
-        f"{count} {noun}{'' if count == 1 else 's'}"
-        for count, noun in ((task.tokens, "token"), (task.adapters, "adapter"))
+    batch = " and ".join(
+        ", ".join(
+            f"{count} {noun}{'' if count == 1 else 's'}"
+            for count, noun in ((batch.tokens, "token"), (batch.adapters, "adapter"))
+        )
+        for batch in task.deciding
     )
     return f"{key.op:8s} {dims}, {key.dtype}, chunk {key.chunk_size}, bucket {key.segment_bucket} ({batch})"
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from csgmv import measure, rules, workload
 from csgmv.config import from_row
-from csgmv.tuning.plan import Task, adapter_ids
+from csgmv.segments import Segments
+from csgmv.tuning.arena import Arena
+from csgmv.tuning.plan import Batch, Task, adapter_ids
 from csgmv.workload import Workload
 
-_SCREEN_LAUNCHES = 24
+_SCREEN_LAUNCHES = 24  # in a graph; shared out where a task has several batches
 _SCREEN_REPLAYS = 3
-_TENSORS = {
-    "shrink": ("x", "lora_a"),
-    "expand": ("h", "lora_b", "base_output"),
-    "add_lora": ("x", "lora_a", "lora_b", "base_output"),
-}
+_SCALING = 2.0**-10  # of what is added to the base over and over, so that it does not overflow
 
 
 class Screening(NamedTuple):
@@ -69,15 +68,20 @@ def _make(key: rules.Key, ids: Sequence[int | None], ranks: Sequence[int], devic
 
 
 class Lab:
-    """Checks and times configs on one GPU. What was built for a key stays until another key is asked for."""
+    """Checks and times configs on one GPU.
+
+    Timed launches work on random numbers that one arena holds for all keys: making tensors for each would take longer
+    than timing them.
+    """
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         """Nothing is allocated yet. `seed` is that of every random tensor."""
         self._device, self._seed = device, seed
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self._ragged = functools.lru_cache(maxsize=2)(lambda key: ragged_batch(key, device, seed))
-        self._copies = functools.lru_cache(maxsize=1)(self._make_copies)
+        self._ragged = functools.lru_cache(maxsize=16)(self._make_ragged)
+        self._segments = functools.lru_cache(maxsize=256)(self._make_segments)
+        self._read, self._written = Arena(device, seed), Arena(device, seed + 1)
 
     def check(self, key: rules.Key, row: rules.Row) -> float:
         """The largest error of a config on the ragged batch, as a share of the reference's largest value.
@@ -85,24 +89,33 @@ class Lab:
         Raises:
             WrongResult: it is beyond the tolerance, or NaN.
         """
-        error = self._ragged(key._replace(segment_bucket=1)).error(key.op, from_row(key.op, row))
+        batch, expected = self._ragged(key._replace(segment_bucket=1))
+        error = batch.error(key.op, from_row(key.op, row), expected)
         if not error <= tolerance(key):
             raise WrongResult("wrong result")
         return error
 
     def screen(self, task: Task, row: rules.Row, stop_above: float) -> Screening:
-        """Time a config briefly; after a first sample of more than `stop_above` microseconds it is left at that."""
-        calls = self._calls(task, row)[:_SCREEN_LAUNCHES]
-        graph = measure.ColdGraph(calls, self._device)
-        times = [graph.sample()]
-        while times[0] <= stop_above and len(times) < _SCREEN_REPLAYS:
-            times.append(graph.sample())
-        middle = sorted(times)[len(times) // 2]
-        return Screening(middle, len(times) * len(calls), stopped_early=len(times) < _SCREEN_REPLAYS)
+        """Time a config briefly on the batches that decide; the geometric mean of the batches' medians.
 
-    def race(self, task: Task, rows: Sequence[rules.Row], rounds: int) -> tuple[list[list[float]], int]:
+        If a first sample of each gives more than `stop_above` microseconds it is left at that.
+        """
+        most = _SCREEN_LAUNCHES // task.tuned_on
+        every = [self._calls(task.key, batch, row)[:most] for batch in task.deciding]
+        graphs = [measure.ColdGraph(calls, self._device) for calls in every]
+        samples = [[graph.sample()] for graph in graphs]
+        replays = 1 if _mean(times[0] for times in samples) > stop_above else _SCREEN_REPLAYS
+        for _ in range(1, replays):
+            for graph, times in zip(graphs, samples):
+                times.append(graph.sample())
+        middle = _mean(sorted(times)[len(times) // 2] for times in samples)
+        return Screening(middle, replays * sum(map(len, every)), stopped_early=replays < _SCREEN_REPLAYS)
+
+    def race(
+        self, key: rules.Key, batch: Batch, rows: Sequence[rules.Row], rounds: int
+    ) -> tuple[list[list[float]], int]:
         """`rounds` samples of each config, interleaved, in microseconds; and the number of launches in each sample."""
-        every = [self._calls(task, row) for row in rows]
+        every = [self._calls(key, batch, row) for row in rows]
         graphs = [measure.ColdGraph(calls, self._device) for calls in every]
         return measure.interleaved(graphs, rounds), len(every[0])
 
@@ -115,20 +128,44 @@ class Lab:
             return False
         return True
 
-    def _calls(self, task: Task, row: rules.Row) -> list[Callable[[], object]]:
-        op, config = task.key.op, from_row(task.key.op, row)
-        return [functools.partial(copy.run, op, config) for copy in self._copies(task)]
+    def _make_ragged(self, key: rules.Key) -> tuple[Workload, torch.Tensor]:
+        batch = ragged_batch(key, self._device, self._seed)
+        return batch, batch.expected(key.op)
 
-    def _make_copies(self, task: Task) -> list[Workload]:
-        """The task's batch over and over, each time with tensors of its own; the routing is shared, as among layers."""
-        self._copies.cache_clear()
-        ids = adapter_ids(task.tokens, task.adapters, self._seed)
-        first = _make(task.key, ids, [task.key.max_rank] * task.adapters, self._device, self._seed)
-        names = _TENSORS[task.key.op]
-        copies = measure.num_copies(sum(getattr(first, name).nbytes for name in names), self._device)
-        return [first] + [
-            replace(first, **{name: getattr(first, name).clone() for name in names}) for _ in range(copies - 1)
-        ]
+    def _make_segments(self, batch: Batch, max_rank: int, chunk_size: int) -> Segments:
+        ids, ranks = adapter_ids(batch.tokens, batch.adapters, self._seed), [max_rank] * batch.adapters
+        scalings = [_SCALING] * batch.adapters
+        return Segments.from_tokens(ids, ranks, scalings, chunk_size=chunk_size, device=self._device)
+
+    def _calls(self, key: rules.Key, batch: Batch, row: rules.Row) -> list[Callable[[], object]]:
+        config = from_row(key.op, row)
+        return [functools.partial(copy.run, key.op, config) for copy in self._copies(key, batch)]
+
+    def _copies(self, key: rules.Key, batch: Batch) -> list[Workload]:
+        """The batch over and over, each time with tensors of its own; the routing is shared, as among layers."""
+        tokens, adapters, columns = batch.tokens, batch.adapters, key.num_slices * key.max_rank
+        outputs, dtype = sum(key.slice_widths), getattr(torch, key.dtype)
+        shrinks, expands = key.op != "expand", key.op != "shrink"
+        read = {
+            "x": (tokens, key.input_dim) if shrinks else (0, 0),
+            "lora_a": (adapters, columns, key.input_dim) if shrinks else (0, 0, 0),
+            "h": (tokens, columns) if key.op == "expand" else (0, 0),
+            "lora_b": (adapters, outputs, key.max_rank) if expands else (0, 0, 0),
+        }
+        written = {"base_output": (tokens, outputs) if expands else (0, 0)}
+        moved = sum(math.prod(shape) for shape in (*read.values(), *written.values())) * dtype.itemsize
+        copies = measure.num_copies(moved, self._device)
+        inputs = self._read.cut(dtype, copies, read)
+        bases = self._written.cut(dtype, copies, written)
+        segments = self._segments(batch, key.max_rank, key.chunk_size)
+        ids, ranks = adapter_ids(tokens, adapters, self._seed), [key.max_rank] * adapters
+        widths = key.slice_widths or (16,) * key.num_slices
+        return [Workload(ids, ranks, widths, segments, **one, **base) for one, base in zip(inputs, bases)]
+
+
+def _mean(times: Iterable[float]) -> float:
+    """The geometric mean: what is twice as fast on one batch and takes twice as long on another is as good."""
+    return statistics.geometric_mean(times)
 
 
 def open_lab(device: str, seed: int) -> Lab:

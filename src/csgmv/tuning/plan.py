@@ -1,29 +1,51 @@
-"""What to tune: which keys, and the batch that each is timed on."""
+"""What to tune: which keys, and the batches that each is timed on."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from csgmv import dispatch, rules
+from csgmv import dispatch, rules, workload
 from csgmv.models import LayerShape
 from csgmv.segments import Segments
 
 CHUNK_SIZES = (16, 32, 64, 128)
 TOKENS = (1, 8, 32, 128, 512, 2048, 8192, 30720)
-ADAPTERS = 8  # in a batch, unless it has fewer tokens
+ADAPTERS = (1, 8, 32)  # in a batch; all its tokens have one of their own where there are fewer
+_USUAL_ADAPTERS = 8  # of several batches with as many tokens, the one nearest to this stands for them
+_RAGGED_FROM = 32  # tokens an adapter
+_APART = 4  # times the tokens from which a key's fullest batch is another case than its sparsest
+_SHORT = 32  # tokens below which it is not: such a launch waits for latencies alone
 
 
-class Task(NamedTuple):
-    """A key and the batch that stands for it: `tokens` rows in random order, dealt evenly to `adapters` adapters."""
+class Batch(NamedTuple):
+    """Rows in random order. Few an adapter are dealt evenly, as decoding requests are; many follow Zipf's law."""
 
-    key: rules.Key
     tokens: int
     adapters: int
     num_segments: int
+
+
+class Task(NamedTuple):
+    """A key and the batches that look it up. A config's time is the geometric mean over the first `tuned_on`.
+
+    These are the fullest batch and the sparsest one, where they are far apart.
+    """
+
+    key: rules.Key
+    batches: tuple[Batch, ...]
+    tuned_on: int = 1
+
+    @property
+    def deciding(self) -> tuple[Batch, ...]:
+        """The batches that configs are compared on."""
+        return self.batches[: self.tuned_on]
 
 
 @dataclass(frozen=True)
@@ -34,10 +56,10 @@ class Plan:
         layers: the shapes to tune.
         max_rank: rank of every adapter timed.
         chunk_sizes: of the segments; each has keys of its own.
-        tokens: batch sizes. Of two that share a key (their numbers of segments fall into one bucket) the larger one
-            is timed: a config chosen on full segments serves sparse ones better than the other way round.
-        adapters: numbers of adapters in a batch; empty for the smaller of 8 and the number of tokens. More adapters
-            than tokens are left out.
+        tokens: batch sizes.
+        adapters: numbers of adapters in a batch, each with each number of tokens; empty for 1, 8 and 32, or as many as
+            there are tokens. More adapters than tokens are left out. Where several numbers are asked for, a batch of
+            one adapter and several tokens has no key made for it alone: it is timed with the key that would serve it.
         dtype: of every tensor.
         ops: any of "shrink", "expand", "add_lora".
     """
@@ -56,30 +78,44 @@ class Plan:
         Raises:
             ValueError: nothing to tune, or a number that no launch could have.
         """
-        found: dict[rules.Key, Task] = {}
-        for task in self._every():
-            if fault := next(rules.key_faults(task.key), None):
+        found: dict[rules.Key, list[Batch]] = {}
+        guests: list[tuple[rules.Key, Batch]] = []
+        for key, batch in self._every():
+            if fault := next(rules.key_faults(key), None):
                 raise ValueError(fault)
-            known = found.get(task.key)
-            if known is None or (task.tokens, task.adapters) > (known.tokens, known.adapters):
-                found[task.key] = task
+            if self._opens(batch):
+                found.setdefault(key, []).append(batch)
+            else:
+                guests.append((key, batch))
         if not found:
             raise ValueError("plan: expected at least one layer, chunk size, number of tokens and op, got none")
-        return list(found.values())
+        own = {key: list(batches) for key, batches in found.items()}
+        strangers: dict[rules.Key, list[Batch]] = {}
+        shapes: dict[rules.Key, list[rules.Key]] = {}
+        for key in found:
+            shapes.setdefault(key._replace(segment_bucket=1), []).append(key)
+        for key, batch in guests:
+            if key in own:
+                own[key].append(batch)
+            elif served := rules.nearest(key, shapes.get(key._replace(segment_bucket=1), ()), lambda _: True):
+                strangers.setdefault(served[0], []).append(batch)
+        return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
-    def _every(self) -> Iterator[Task]:
+    def _opens(self, batch: Batch) -> bool:
+        return batch.adapters > 1 or batch.tokens == 1 or set(self.adapters) == {1}
+
+    def _every(self) -> Iterator[tuple[rules.Key, Batch]]:
         for chunk_size in self.chunk_sizes:
             batches = [(t, a, _segments(t, a, chunk_size)) for t in self.tokens for a in self._adapters(t)]
             for layer in self.layers:
                 for tokens, adapters, segments in batches:
                     for op in rules.OPS:
                         if op in self.ops:
-                            key = self._key(op, layer, segments)
-                            yield Task(key, tokens, adapters, segments.num_segments)
+                            yield self._key(op, layer, segments), Batch(tokens, adapters, segments.num_segments)
 
     def _adapters(self, tokens: int) -> list[int]:
         if not self.adapters:
-            return [min(ADAPTERS, tokens)]
+            return sorted({min(count, tokens) for count in ADAPTERS})
         return [count for count in self.adapters if count <= tokens]
 
     def _key(self, op: str, layer: LayerShape, segments: Segments) -> rules.Key:
@@ -91,22 +127,50 @@ class Plan:
         return dispatch.add_lora_key(layer.input_dim, widths, self.max_rank, self.dtype, segments)
 
 
-def adapter_ids(tokens: int, adapters: int, seed: int = 0) -> list[int]:
-    """The adapter of each token: as even as can be, in random order, so that rows have to be gathered."""
+def _task(key: rules.Key, own: Sequence[Batch], strangers: Sequence[Batch]) -> Task:
+    """The key's batches, those that decide first."""
+    fullest = max(own, key=lambda batch: (batch.tokens, -abs(math.log2(batch.adapters / _USUAL_ADAPTERS)), batch))
+    sparsest = min(own, key=lambda batch: (batch.tokens / batch.num_segments, -batch.tokens, batch))
+    if fullest.tokens < _SHORT:
+        deciding = [sparsest]
+    else:
+        deciding = [fullest, sparsest] if fullest.tokens >= _APART * sparsest.tokens else [fullest]
+    others = sorted({*own, *strangers} - {*deciding})
+    return Task(key, (*deciding, *others), len(deciding))
+
+
+@functools.lru_cache(maxsize=128)
+def adapter_ids(tokens: int, adapters: int, seed: int = 0) -> tuple[int, ...]:
+    """The adapter of each token of a Batch, in random order, so that rows have to be gathered."""
+    if tokens >= _RAGGED_FROM * adapters and adapters > 1:
+        return tuple(workload.adapter_ids("zipf", tokens, adapters, seed))
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
-    ids: list[int] = (order % adapters).tolist()
-    return ids
+    return tuple((order % adapters).tolist())
 
 
 def _segments(tokens: int, adapters: int, chunk_size: int) -> Segments:
+    """The segments of a batch, whose number does not depend on the order of its rows."""
     if tokens < 1 or adapters < 1:
         raise ValueError(f"tokens, adapters: expected positive numbers, got {tokens} and {adapters}")
-    ids = torch.tensor(adapter_ids(tokens, adapters))
-    return Segments.from_tokens(
-        ids, [1] * adapters, [1.0] * adapters, chunk_size=chunk_size, device=torch.device("cpu")
+    rows = Counter(adapter_ids(tokens, adapters))
+    return Segments.from_sequences(
+        [rows[adapter] for adapter in range(adapters)],
+        list(range(adapters)),
+        [1] * adapters,
+        [1.0] * adapters,
+        chunk_size=chunk_size,
+        device=torch.device("cpu"),
     )
 
 
 def parts(key: rules.Key) -> tuple[rules.Key, rules.Key]:
     """The keys of an `add_lora` key's two kernels when launched by themselves."""
     return key._replace(op="shrink", slice_widths=()), key._replace(op="expand", input_dim=0)
+
+
+def family(key: rules.Key) -> rules.Key:
+    """What keys have in common whose configs mostly share binaries: operation, slices, rank and dtype.
+
+    The rest are integers that a kernel takes at run time.
+    """
+    return key._replace(input_dim=0, slice_widths=(), chunk_size=1, segment_bucket=1)

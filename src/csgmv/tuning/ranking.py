@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class Ranking:
     def best(self) -> list[rules.Row]:
         """The rows that were screened, the fastest first."""
         return sorted(self.screened, key=lambda row: (self.screened[row].p50_us, rules.row_order(row)))
+
+    def least(self) -> float:
+        """The time of the fastest, in microseconds; infinite where there is none."""
+        return min((screening.p50_us for screening in self.screened.values()), default=math.inf)
 
     def unknown(self, rows: Iterable[rules.Row]) -> list[rules.Row]:
         """Those of the rows that have not been tried, each once."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from csgmv import checks, files, records, rules
+from csgmv.tuning.plan import Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Record:
-    """All that was measured at one key. A candidate is (row, median microseconds, launches timed, stopped early)."""
+    """All that was measured at one key.
+
+    A candidate is (row, median microseconds, launches timed, stopped early). A batch is (tokens, adapters,
+    num_segments, the default's microseconds, the winner's): those that look up this key, of which the first `tuned_on`
+    decided. `tokens`, `adapters` and `num_segments` are the first one's.
+    """
 
     chunk_size: int
     segment_bucket: int
@@ -62,6 +68,8 @@ class Record:
     failed: Mapping[str, int]
     accuracy: Accuracy
     noise_us: float
+    batches: Sequence[tuple[int, int, int, float | None, float | None]]
+    tuned_on: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,15 @@ class Archive:
         name = f"{key.op}-{dims}-r{key.max_rank}-{key.dtype}.json"
         return self._folder / slug / f"triton-{self._triton}" / name
 
-    def fresh(self, key: rules.Key, tokens: int, adapters: int) -> dict[str, Any] | None:
-        """The key's record as it is in the file, if it was measured on this batch in this environment; else None."""
-        document = self._document(key)
+    def fresh(self, task: Task) -> dict[str, Any] | None:
+        """The key's record as it is in the file, if it was measured on these batches in this environment; else None."""
+        document, key = self._document(task.key), task.key
         for record in document["records"]:
             if (record["chunk_size"], record["segment_bucket"]) == (key.chunk_size, key.segment_bucket):
-                same_batch = (record["tokens"], record["adapters"]) == (tokens, adapters)
-                return record if same_batch and self._is_current(document["runs"][record["run"]]) else None
+                measured = {(tokens, adapters) for tokens, adapters, *_ in record["batches"]}
+                wanted = {(batch.tokens, batch.adapters) for batch in task.batches}
+                same = wanted <= measured and self._is_current(document["runs"][record["run"]])
+                return record if same else None
         return None
 
     def add(self, key: rules.Key, record: Record) -> None:
@@ -118,7 +128,7 @@ class Archive:
             runs.append(ours)
         bucket = (record.chunk_size, record.segment_bucket)
         kept = [old for old in document["records"] if (old["chunk_size"], old["segment_bucket"]) != bucket]
-        new = {"run": runs.index(ours), **_rounded(dataclasses.asdict(record))}
+        new = {"run": runs.index(ours), **_plain(dataclasses.asdict(record))}
         document["records"] = sorted([*kept, new], key=lambda old: (old["chunk_size"], old["segment_bucket"]))
         _drop_unused_runs(document)
         path, text = self.path(key), _text(document)
@@ -166,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}; move it away to tune afresh") from None
     if faults := records.faults(document):
         raise ValueError("\n".join(f"{path}: {fault}" for fault in faults) + "\nmove it away to tune afresh")
-    return dict(document)
+    return records.upgraded(document)
 
 
 def _drop_unused_runs(document: dict[str, Any]) -> None:
@@ -176,19 +186,24 @@ def _drop_unused_runs(document: dict[str, Any]) -> None:
         record["run"] = used.index(record["run"])
 
 
-def _rounded(value: Any) -> Any:
-    """Times to a hundredth of a microsecond or four digits, whichever is finer: what lies beyond is noise."""
+def rounded(value: float) -> float:
+    """To a hundredth or to four digits, whichever is finer: what lies beyond is noise."""
+    return round(value, 2) if value >= 1 else float(f"{value:.4g}")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds, with numbers rounded."""
     if isinstance(value, float):
-        return round(value, 2) if value >= 1 else float(f"{value:.4g}")
+        return rounded(value)
     if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
+        return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
+        return [_plain(inner) for inner in value]
     return value
 
 
 # How many levels of a field are broken into lines.
-_DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1}
+_DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1}  # batches are short
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -1,55 +1,67 @@
-"""The configs worth trying at a key: what a device can run, the promising ones first.
+"""The configs worth trying at a key: what a device can run, in a grid that all keys of a family share.
 
 A key's whole space has tens of thousands of configs. Before anything is compiled, those that the device cannot run are
-dropped, and a model of bytes and waves orders the rest: first the tilings, each with the block_k and stages that the
-model likes best. The search measures the first few of these, then walks from the best to their neighbours.
+dropped, and a model of bytes and waves orders the rest: first the tilings, each with a few block_k and the depth of
+pipeline that goes with them, whatever the key, so that keys propose the same binaries. The search measures the first
+few of these, then walks from the best to their neighbours.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Union
 
 from csgmv import rules
 from csgmv.config import ExpandConfig, ShrinkConfig, default_config, to_row
-from csgmv.tuning.plan import Task, parts
+from csgmv.tuning.plan import Batch, Task, parts
 
 Part = Union[ShrinkConfig, ExpandConfig]
+Estimate = Callable[[Part, Task], float]
 
-# The values that the search takes, per field, in the order in which it walks from one to its neighbours. block_m is
-# left out: it follows from the chunk size.
+# The values that the search takes, per field, in the order in which it walks from one to its neighbours.
 VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
     "shrink": {
+        "block_m": (16, 32, 64, 128, 256),
         "block_n": (16, 32, 64, 128),
         "block_k": (64, 128, 256, 512),  # rows of 64 16-bit numbers fill a line of the cache
         "column_tiles": (1, 2, 3, 4, 6, 8),
-        "split_k": (1, 2, 3, 4, 6, 8, 12, 16, 32),
+        "split_k": (1, 2, 4, 8, 16, 32),
         "num_warps": (2, 4, 8),
         "num_stages": (2, 3, 4, 5, 6),
         "maxnreg": (None, 128, 168),
     },
     "expand": {
+        "block_m": (16, 32, 64, 128, 256),
         "block_n": (32, 64, 128, 256),
         "block_k": (16, 32, 64, 128, 256),
-        "column_tiles": (1, 2, 3, 4, 6, 8, 12, 16, 32),
+        "column_tiles": (1, 2, 3, 4, 6, 8, 12, 16),
         "num_warps": (2, 4, 8),
         "num_stages": (1, 2, 3, 4),
         "maxnreg": (None, 128, 168),
     },
 }
+# Fields that the grid leaves to the walk: what goes with a tiling is one choice for all keys.
+_WALKED = ("num_warps", "num_stages", "maxnreg")
+_PIPELINE = 64 << 10  # bytes on their way in one program, beyond which more stages bring little
+_CROWDED = 8  # programs an SM, beyond which splitting input_dim further brings nothing
 
-# What the model assumes of an SM: bytes per microsecond out of DRAM and L2 (an H200's 4.2 TB/s over 132 SMs), dot
-# operations per microsecond (wgmma from 64 rows on, mma below), the latency of a dependent load, in microseconds.
-_DRAM_PER_SM = 32e3
-_L2_PER_SM = 70e3
-_DOTS_PER_SM = {True: 4e6, False: 2e6}
-_LATENCY = 0.8
-_START = 2.0  # of a program: segment → adapter → rank → rows, each load waiting for the one before
-_LAUNCH = 2.0
+# What the model assumes of an SM: bytes per microsecond out of DRAM and L2, dot operations per microsecond (wgmma from
+# 64 rows on, mma below), microseconds. Fitted to the candidates of the committed sweeps on an H200: of the eight that
+# it finds best at a key, one is within 2 % (expand) to 4 % (shrink) of the best of all that were measured, on average.
+_DRAM_PER_SM = 36e3
+_L2_PER_SM = 110e3
+_DOTS_PER_SM = {True: 5e6, False: 1e6}
+_LATENCY = 0.15  # of a load that waits for the one before
+_START = 1.2  # of a program: segment → adapter → rank → rows, each load waiting for the one before
+_LAUNCH = 3.0
+_ISSUE = 0.07  # of a step of one tile whose threads hold 64 sums each
+_REGISTERS = 70  # a thread, beside the sums
+_OVERLAP = 1.4  # exponent of the norm that joins what DRAM, L2, dots, latencies and waves take: 1 is the sum
 
 
 class Device(NamedTuple):
@@ -68,31 +80,51 @@ def default_row(key: rules.Key, limits: rules.Limits) -> rules.Row | None:
     return row if rules.resource_fault(row, key, limits) is None else None
 
 
-def shortlist(task: Task, device: Device, most: int) -> tuple[list[Part], Counter[str]]:
-    """The most promising config of each tiling, best first, at most `most`; and how many were pruned, by reason."""
-    configs, pruned = _runnable(task.key._replace(segment_bucket=1), device.limits)
-    best: dict[tuple[int, int, int, int], tuple[float, Part]] = {}
-    for config in configs:
-        cost = predicted_us(config, task, device)
-        tiling = (config.block_m, config.block_n, config.column_tiles, getattr(config, "split_k", 1))
-        if tiling not in best or cost < best[tiling][0]:
-            best[tiling] = cost, config
-    ordered = sorted(best, key=lambda tiling: (best[tiling][0], tiling))
-    # Of each split_k that is not hopeless the best tiling comes first: add_lora, for which partials cost less, joins
-    # several, and the model knows least about them.
-    leaders = {tiling[-1]: tiling for tiling in reversed(ordered) if best[tiling][0] <= 2 * best[ordered[0]][0]}
-    chosen = list(dict.fromkeys([*sorted(leaders.values(), key=ordered.index), *ordered]))[:most]
+def tiling(config: Part) -> tuple[int, ...]:
+    """What of a config decides which numbers a program works on."""
+    return config.block_m, config.block_n, config.column_tiles, getattr(config, "split_k", 1)
+
+
+def shortlist(
+    task: Task, device: Device, most: int, *, paired: bool = False, estimate: Estimate | None = None
+) -> tuple[list[Part], Counter[str]]:
+    """The most promising config of each tiling, best first, at most `most`; and how many were pruned, by reason.
+
+    Args:
+        task, device: what for.
+        most: the length of the list.
+        paired: the config is for a part of add_lora, for which partial sums cost less.
+        estimate: improves the model's guess for those that it finds best.
+    """
+    grid, pruned = _grid(task.key._replace(segment_bucket=1), device.limits)
+    best: dict[tuple[int, ...], tuple[float, Part]] = {}
+    guessed = list(_split(grid, task, device))
+    for config in guessed:
+        cost = predicted_us(config, task, device, paired=paired)
+        if tiling(config) not in best or cost < best[tiling(config)][0]:
+            best[tiling(config)] = cost, config
+    ordered = sorted(best, key=lambda tile: (best[tile][0], tile))[: 4 * most]
+    if estimate is not None:
+        best.update({tile: (estimate(best[tile][1], task), best[tile][1]) for tile in ordered})
+        ordered.sort(key=lambda tile: (best[tile][0], tile))
+    # Of each split_k and each block_m that is not hopeless the best tiling comes first: the model knows least of them.
+    leaders: dict[tuple[str, int], tuple[int, ...]] = {}
+    for tile in ordered:
+        if best[tile][0] <= 1.5 * best[ordered[0]][0]:
+            leaders.setdefault(("block_m", tile[0]), tile)
+            leaders.setdefault(("split_k", tile[-1]), tile)
+    chosen = list(dict.fromkeys([*sorted(set(leaders.values()), key=ordered.index), *ordered]))[:most]
     pruned = Counter(pruned)
-    pruned["slower by the model of bytes and waves"] = len(configs) - len(chosen)
-    return [best[tiling][1] for tiling in chosen], pruned
+    pruned["slower by the model of bytes and waves"] = len(guessed) - len(chosen)
+    return [best[tile][1] for tile in chosen], +pruned
 
 
-def neighbours(config: Part, task: Task, device: Device) -> Iterator[Part]:
-    """Configs that differ from this one in a single field, by one step (stages and register caps by any).
+def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[tuple[str, Part]]:
+    """Configs that differ from this one in a single field, which is named, by one step (stages, register caps by any).
 
     Those that the model finds half as slow again are left out.
     """
-    bearable = 1.5 * predicted_us(config, task, device)
+    bearable = 1.5 * predicted_us(config, task, device, paired=paired)
     for name, values in VALUES[config.op].items():
         present = getattr(config, name)
         if present not in values:
@@ -102,43 +134,85 @@ def neighbours(config: Part, task: Task, device: Device) -> Iterator[Part]:
         for value in near:
             change: Any = {name: value}
             other: Part = replace(config, **change)
-            if value == present or not _sensible(other, task.key) or not _fits(other, task.key, device.limits):
+            if value == present or not usable(other, task, device):
                 continue
-            if predicted_us(other, task, device) <= bearable:
-                yield other
+            if predicted_us(other, task, device, paired=paired) <= bearable:
+                yield name, other
+
+
+def usable(config: Part, task: Task, device: Device) -> bool:
+    """Whether the device can run it, and no smaller config does the same work on any of the task's batches."""
+    return (
+        _sensible(config, task.key)
+        and _merges(config.block_m, task)
+        and rules.resource_fault(to_row(config), task.key, device.limits) is None
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _runnable(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Counter[str]]:
-    """Every tiling with every depth of pipeline, at a plain number of warps and without a register cap."""
+def _grid(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Counter[str]]:
+    """Every tiling with every block_k, each with its plain pipeline and warps; split_k is left at 1."""
     configs, pruned = [], Counter[str]()
     values = VALUES[key.op]
-    names = [name for name in values if name not in ("num_warps", "maxnreg")]
-    for block_m in _row_blocks(key.chunk_size):
-        for combination in itertools.product(*(values[name] for name in names)):
-            fields: dict[str, Any] = {"block_m": block_m, **dict(zip(names, combination))}
-            config: Part = ShrinkConfig(**fields) if key.op == "shrink" else ExpandConfig(**fields)
-            if not _sensible(config, key):
-                continue
-            config = replace(config, num_warps=_plain_warps(config))
-            fault = rules.resource_fault(to_row(config), key, limits)
-            if fault is None:
-                configs.append(config)
-            else:
-                pruned["registers" if "registers" in fault else "shared memory"] += 1
+    names = [name for name in values if name not in (*_WALKED, "split_k")]
+    for combination in itertools.product(*(values[name] for name in names)):
+        fields: dict[str, Any] = dict(zip(names, combination))
+        config: Part = ShrinkConfig(**fields) if key.op == "shrink" else ExpandConfig(**fields)
+        config = _plain(config, key)
+        if config.block_m not in _row_blocks(key.chunk_size) or not _sensible(config, key):
+            continue
+        fault = rules.resource_fault(to_row(config), key, limits)
+        if fault is None:
+            configs.append(config)
+        else:
+            pruned["registers" if "registers" in fault else "shared memory"] += 1
     return tuple(configs), pruned
 
 
-def _row_blocks(chunk_size: int) -> list[int]:
-    """Tiles of as many rows as a segment may have (up to 128), and half as many."""
-    whole = rules.row_tile(128, chunk_size)
-    return [whole, whole // 2] if whole > 16 else [whole]
+def _row_blocks(chunk_size: int) -> tuple[int, ...]:
+    """Tiles of half a segment, of one, and of several neighbouring ones."""
+    whole = rules.row_tile(256, chunk_size)
+    return tuple(rows for rows in (16, 32, 64, 128, 256) if rows >= whole // 2)
 
 
-def _plain_warps(config: Part) -> int:
-    """Four warps, or eight where four would hold more than 128 accumulators a thread."""
+def _merges(block_m: int, task: Task) -> bool:
+    """Whether tiles of this many rows are not larger than what an adapter has, in some batch that decides."""
+    rows = max(-(-batch.tokens // batch.adapters) for batch in task.deciding)
+    return block_m <= max(rules.row_tile(256, task.key.chunk_size), rules.power_of_two(rows))
+
+
+def _plain(config: Part, key: rules.Key) -> Part:
+    """The pipeline and the warps that go with a tiling, the same at every key of a family."""
     tiles = config.column_tiles if isinstance(config, ShrinkConfig) else 1
-    return 8 if config.block_m * config.block_n * tiles > 128 * 128 else 4
+    warps = 8 if config.block_m * config.block_n * tiles > 128 * 128 else 4
+    if isinstance(config, ExpandConfig):
+        return replace(config, num_warps=warps, num_stages=1 if config.block_k >= key.max_rank else 2)
+    stage = (config.block_m + config.block_n * tiles) * config.block_k * rules.DTYPE_BYTES[key.dtype]
+    return replace(config, num_warps=warps, num_stages=max(2, min(4, 1 + _PIPELINE // stage)))
+
+
+def _split(grid: tuple[Part, ...], task: Task, device: Device) -> Iterator[Part]:
+    """The grid's configs, those of shrink with every split_k that is of use."""
+    for config in grid:
+        if _merges(config.block_m, task):
+            yield config
+            if isinstance(config, ShrinkConfig):
+                yield from itertools.islice(splits(config, task, device), 1, None)
+
+
+def splits(config: ShrinkConfig, task: Task, device: Device) -> Iterator[ShrinkConfig]:
+    """The config with every split_k, from 1 on, that leaves no SM with more programs than it can use."""
+    yield config if config.split_k == 1 else replace(config, split_k=1)
+    columns = task.key.num_slices * task.key.max_rank
+    groups = -(-columns // (config.block_n * config.column_tiles))
+    programs = groups * min(_tiles(config.block_m, task.key, batch).programs for batch in task.deciding)
+    if rules.resource_fault(to_row(replace(config, split_k=2)), task.key, device.limits) is not None:
+        return  # float32 partials take more than what the grid was held against
+    for split_k in VALUES["shrink"]["split_k"][1:]:
+        assert split_k is not None
+        if programs * split_k > _CROWDED * device.sm_count or split_k * config.block_k > task.key.input_dim:
+            return
+        yield replace(config, split_k=split_k)
 
 
 def _sensible(config: Part, key: rules.Key) -> bool:
@@ -150,7 +224,6 @@ def _sensible(config: Part, key: rules.Key) -> bool:
             and config.block_n < 2 * max(16, columns)
             and config.block_k < 2 * max(64, key.input_dim)
             and (config.split_k == 1 or config.split_k * config.block_k <= key.input_dim)
-            and config.num_stages <= max(2, _steps(config, key))
         )
     widest, whole_rank = max(key.slice_widths), rules.rank_step(rules.MAX_RANK, key.max_rank)
     walks = config.column_tiles > 1 or config.block_k < key.max_rank
@@ -162,103 +235,125 @@ def _sensible(config: Part, key: rules.Key) -> bool:
     )
 
 
-def _steps(config: ShrinkConfig, key: rules.Key) -> int:
-    """Steps of a program over its part of input_dim."""
-    return -(-key.input_dim // (config.block_k * config.split_k))
+class _Tiles(NamedTuple):
+    """How a batch's rows fall to programs (those of one tile of columns)."""
+
+    programs: int
+    runs: float  # tiles that a program works on one after the other: it has rows of so many adapters
+    rows: float  # of a run
 
 
-def _fits(config: Part, key: rules.Key, limits: rules.Limits) -> bool:
-    return rules.resource_fault(to_row(config), key, limits) is None
+def _tiles(block_m: int, key: rules.Key, batch: Batch) -> _Tiles:
+    """A segment is cut into tiles; or, where tiles are larger, several segments are taken together."""
+    group = block_m // key.chunk_size
+    if group < 2:
+        rows = min(-(-batch.tokens // batch.num_segments), block_m)
+        return _Tiles(max(batch.num_segments, -(-batch.tokens // rows)), 1, rows)
+    programs = -(-batch.num_segments // group)
+    segments_of_one = max(1.0, batch.num_segments / batch.adapters)
+    runs = min(group, batch.num_segments, 1 + (group - 1) / segments_of_one)
+    return _Tiles(programs, runs, batch.tokens / (programs * runs))
 
 
 class _Cost(NamedTuple):
     """What the model knows of a launch. Units: bytes, multiply-adds; of one program unless stated otherwise."""
 
     programs: int
-    steps: int  # loads that wait for each other
-    in_flight: int  # bytes on their way at a time
+    waits: float  # loads that wait for each other
+    issues: float  # steps, of one tile of sums each
+    in_flight: float  # bytes on their way at a time
     shared: int
     accumulators: int  # numbers
-    traffic: int  # bytes out of L2, of all programs
-    dram: int  # bytes that the launch must move at least
-    dots: int  # of all programs
+    traffic: float  # bytes out of L2, of all programs
+    dram: float  # bytes that the launch must move at least
+    dots: float  # of all programs
     launches: int = 1
 
 
-def _shrink_cost(config: ShrinkConfig, task: Task, itemsize: int) -> _Cost:
-    key, columns = task.key, task.key.num_slices * task.key.max_rank
-    rows, row_tiles = _row_tiles(config.block_m, task)
+def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: int, paired: bool) -> _Cost:
+    columns = key.num_slices * key.max_rank
+    tiles = _tiles(config.block_m, key, batch)
     width = config.block_n * config.column_tiles
-    programs = row_tiles * -(-columns // width) * config.split_k
-    steps = _steps(config, key)
-    stage = (rows + min(width, columns)) * config.block_k * itemsize
-    staged = task.tokens * columns * (itemsize if config.split_k == 1 else 8 * config.split_k)
+    programs = tiles.programs * -(-columns // width) * config.split_k
+    steps = -(-key.input_dim // (config.block_k * config.split_k))
+    stage = (tiles.rows + min(width, columns)) * config.block_k * itemsize
+    partials = batch.tokens * columns * (itemsize if config.split_k == 1 else 8 * config.split_k)
     depth = config.num_stages - 1
     return _Cost(
         programs=programs,
-        steps=-(-steps // depth),
+        waits=-(-steps // depth) * tiles.runs,
+        issues=steps * config.column_tiles * tiles.runs,
         in_flight=min(depth, steps) * stage,
         shared=config.num_stages * (config.block_m + width) * config.block_k * itemsize,
         accumulators=config.block_m * width,
-        traffic=programs * steps * stage + staged,
-        dram=(task.tokens + task.adapters * columns) * key.input_dim * itemsize + staged,
-        dots=programs * steps * config.block_m * width * config.block_k,
-        launches=1 if config.split_k == 1 else 2,
+        traffic=programs * tiles.runs * steps * stage + partials,
+        dram=(batch.tokens + batch.adapters * columns) * key.input_dim * itemsize + partials,
+        dots=programs * tiles.runs * steps * config.block_m * width * config.block_k,
+        launches=1 if config.split_k == 1 or paired else 2,
     )
 
 
-def _expand_cost(config: ExpandConfig, task: Task, itemsize: int) -> _Cost:
-    key, output_dim = task.key, sum(task.key.slice_widths)
-    rows, row_tiles = _row_tiles(config.block_m, task)
+def _expand_cost(config: ExpandConfig, key: rules.Key, batch: Batch, itemsize: int) -> _Cost:
+    output_dim = sum(key.slice_widths)
+    tiles = _tiles(config.block_m, key, batch)
     run = config.block_n * config.column_tiles
-    programs = row_tiles * sum(-(-width // run) for width in key.slice_widths)
+    programs = tiles.programs * sum(-(-width // run) for width in key.slice_widths)
     rank_steps = -(-key.max_rank // config.block_k)
     # With the whole rank in one step, the next tile's weights and base are loaded while this one is computed.
-    steps = 1 + config.column_tiles / 2 if rank_steps == 1 else config.column_tiles * (1 + rank_steps / 2)
-    tile = (config.block_n * config.block_k + rows * config.block_n) * itemsize
-    held = (config.block_n * max(config.num_stages, 1) + config.block_m) * config.block_k * itemsize
+    waits = 1 + config.column_tiles / 3 if rank_steps == 1 else config.column_tiles * (1 + rank_steps / 2)
+    tile = (config.block_n * config.block_k + tiles.rows * config.block_n) * itemsize
+    held = (config.block_n * config.num_stages + config.block_m) * config.block_k * itemsize
+    every_run = tiles.programs * tiles.runs
+    weights, h = every_run * output_dim * key.max_rank, programs * tiles.runs * tiles.rows * key.max_rank
     return _Cost(
         programs=programs,
-        steps=round(steps),
+        waits=waits * tiles.runs,
+        issues=config.column_tiles * rank_steps * tiles.runs,
         in_flight=tile * (2 if rank_steps == 1 and config.column_tiles > 1 else 1),
         shared=held,
         accumulators=config.block_m * config.block_n * 2,  # the base tile is held beside the sums
-        traffic=(row_tiles * output_dim * (key.max_rank + 2 * rows) + programs * rows * key.max_rank) * itemsize,
-        dram=(2 * task.tokens * output_dim + task.adapters * output_dim * key.max_rank) * itemsize,
-        dots=row_tiles * config.block_m * output_dim * key.max_rank,
+        traffic=(weights + 2 * batch.tokens * output_dim + h) * itemsize,
+        dram=(2 * batch.tokens * output_dim + batch.adapters * output_dim * key.max_rank) * itemsize,
+        dots=every_run * config.block_m * output_dim * key.max_rank,
     )
 
 
-def _row_tiles(block_m: int, task: Task) -> tuple[int, int]:
-    """Rows that a tile really has, and the number of tiles."""
-    rows = min(-(-task.tokens // task.num_segments), block_m)
-    return rows, -(-task.tokens // rows)
+def predicted_us(config: Part, task: Task, device: Device, *, paired: bool = False) -> float:
+    """Roughly how long a launch takes, in microseconds: good enough to tell hopeless configs from candidates.
+
+    The geometric mean over the batches that decide. `paired`: as a part of add_lora.
+    """
+    if task.tuned_on == 1:
+        return _predicted(config, task.key, task.batches[0], device, paired)
+    return statistics.geometric_mean(_predicted(config, task.key, batch, device, paired) for batch in task.deciding)
 
 
-def predicted_us(config: Part, task: Task, device: Device) -> float:
-    """Roughly how long a launch takes, in microseconds: good enough to tell hopeless configs from candidates."""
-    itemsize = rules.DTYPE_BYTES[task.key.dtype]
+def _predicted(config: Part, key: rules.Key, batch: Batch, device: Device, paired: bool) -> float:
+    itemsize = rules.DTYPE_BYTES[key.dtype]
     if isinstance(config, ShrinkConfig):
-        cost = _shrink_cost(config, task, itemsize)
+        cost = _shrink_cost(config, key, batch, itemsize, paired)
     else:
-        cost = _expand_cost(config, task, itemsize)
+        cost = _expand_cost(config, key, batch, itemsize)
     threads = 32 * config.num_warps
-    registers = (cost.accumulators // threads + 64) * threads
-    resident = max(1, min(device.limits.shared_memory // cost.shared, device.limits.registers // registers, 16))
+    wanted, cap = cost.accumulators / threads + _REGISTERS, config.maxnreg or rules.REGISTERS_PER_THREAD
+    registers = min(wanted, cap) * threads
+    resident = max(1.0, min(device.limits.shared_memory // cost.shared, device.limits.registers // registers, 16))
     slots = device.sm_count * resident
-    busy = device.sm_count * min(1.0, cost.programs / device.sm_count)
-    program_us = _START + _LATENCY * cost.steps
-    streaming = max(
+    busy = min(device.sm_count, cost.programs)
+    program_us = _START + _LATENCY * cost.waits + _ISSUE * cost.issues * cost.accumulators / (64 * threads)
+    shares = (
         cost.dram / (_DRAM_PER_SM * busy),
         cost.traffic / (_L2_PER_SM * busy),
         cost.traffic * _LATENCY / (min(cost.programs, slots) * cost.in_flight),
         cost.dots / (_DOTS_PER_SM[config.block_m >= 64] * busy),
+        max(cost.programs / slots - 1, 0) * program_us,
     )
-    return cost.launches * _LAUNCH + program_us + max(streaming, (cost.programs / slots - 1) * program_us)
+    streaming: float = sum(share**_OVERLAP for share in shares) ** (1 / _OVERLAP)
+    return cost.launches * _LAUNCH + program_us + streaming * (2 if wanted > cap else 1)  # spills
 
 
 def size(key: rules.Key, limits: rules.Limits) -> int:
-    """How many configs of a key's space the device can run: tilings, pipelines, warps and register caps.
+    """How many configs of a key's space the device can run: tilings, splits, pipelines, warps and register caps.
 
     Of an add_lora key: of both parts together, since the search tries them one after the other.
     """
@@ -269,10 +364,19 @@ def size(key: rules.Key, limits: rules.Limits) -> int:
 
 @functools.cache
 def _size(key: rules.Key, limits: rules.Limits) -> int:
-    launches = itertools.product(VALUES[key.op]["num_warps"], VALUES[key.op]["maxnreg"])
-    tilings, _ = _runnable(key, limits)
     return sum(
-        _fits(replace(config, num_warps=warps, maxnreg=cap), key, limits)  # type: ignore[arg-type]
-        for warps, cap in launches
-        for config in tilings
+        _splits_that_fit(config, key) * _launches_that_fit(config, key, limits) for config in _grid(key, limits)[0]
     )
+
+
+def _splits_that_fit(config: Part, key: rules.Key) -> int:
+    splits = VALUES[key.op].get("split_k", (1,))
+    return sum(1 for split_k in splits if split_k == 1 or (split_k or 0) * config.block_k <= key.input_dim)
+
+
+def _launches_that_fit(config: Part, key: rules.Key, limits: rules.Limits) -> int:
+    fit = 0
+    for walked in itertools.product(*(VALUES[key.op][name] for name in _WALKED)):
+        change: dict[str, Any] = dict(zip(_WALKED, walked))
+        fit += rules.resource_fault(to_row(replace(config, **change)), key, limits) is None
+    return fit

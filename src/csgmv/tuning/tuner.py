@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -9,25 +10,40 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from csgmv import dispatch, rules
 from csgmv.tuning.compile import Binary, CompileFarm, outcome
 from csgmv.tuning.environment import current_run
+from csgmv.tuning.experience import Experience, far_apart
+from csgmv.tuning.hunt import Search, Shared
 from csgmv.tuning.lab import Screening, open_lab
-from csgmv.tuning.plan import Plan, Task, parts
-from csgmv.tuning.race import Bench
+from csgmv.tuning.plan import Batch, Plan, Task, family, parts
+from csgmv.tuning.race import Bench, Samples
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
-from csgmv.tuning.search import Search, Shared, search
+from csgmv.tuning.search import search
 from csgmv.tuning.space import Device, default_row
-from csgmv.tuning.worker import Failure, Worker
+from csgmv.tuning.worker import Failure, Worker, prepare
 
 MEASURE_SECONDS = 60.0
-AT_ONCE = 20  # searches under way: while one is measured, the others' configs are compiled
-Compile = Callable[[rules.Key, Sequence[rules.Row]], Mapping[rules.Row, "Future[Binary]"]]
+AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
+
+
+class Compiling(Protocol):
+    """What a session asks of the processes that compile. See compile.CompileFarm."""
+
+    @property
+    def binaries(self) -> int:
+        """How many were asked for."""
+
+    def missing(self, key: rules.Key, rows: Sequence[rules.Row]) -> Mapping[rules.Row, int]:
+        """How many binaries of each row nobody has asked for."""
+
+    def submit(self, key: rules.Key, rows: Sequence[rules.Row]) -> Mapping[rules.Row, Sequence[Future[Binary]]]:
+        """The futures of each row's binaries."""
 
 
 class Step(NamedTuple):
@@ -47,12 +63,22 @@ def _say_nothing(_: Step) -> None:
 
 
 class Summary(NamedTuple):
-    """What a run came to, in keys."""
+    """What a run came to.
+
+    Attributes:
+        tuned, fresh, failed, left: keys.
+        binaries: compiled for them.
+        measuring: seconds for which the GPU was measuring.
+        waiting: seconds for which it had to wait for compilations; the rest went into deciding what to try.
+    """
 
     tuned: int
     fresh: int
     failed: int
     left: int
+    binaries: int = 0
+    measuring: float = 0.0
+    waiting: float = 0.0
 
 
 class RemoteBench:
@@ -60,6 +86,7 @@ class RemoteBench:
 
     def __init__(self, worker: Worker) -> None:
         """`worker` serves a `lab.Lab`."""
+        self.seconds = 0.0  # that it has been measuring
         self._worker = worker
         self._checked: dict[tuple[rules.Key, rules.Row], float | Failure] = {}
 
@@ -81,13 +108,17 @@ class RemoteBench:
         screening: Screening = self._call("screen", task, row, stop_above)
         return screening
 
-    def race(self, task: Task, rows: Sequence[rules.Row], rounds: int) -> tuple[list[list[float]], int]:
+    def race(self, key: rules.Key, batch: Batch, rows: Sequence[rules.Row], rounds: int) -> tuple[Samples, int]:
         """See lab.Lab.race."""
-        times: tuple[list[list[float]], int] = self._call("race", task, rows, rounds)
+        times: tuple[Samples, int] = self._call("race", key, batch, rows, rounds)
         return times
 
     def _call(self, method: str, *args: Any) -> Any:
-        return self._worker.call(method, *args, limit=MEASURE_SECONDS)
+        begun = time.monotonic()
+        try:
+            return self._worker.call(method, *args, limit=MEASURE_SECONDS)
+        finally:
+            self.seconds += time.monotonic() - begun
 
 
 def tune(
@@ -121,6 +152,7 @@ def tune(
         RuntimeError: there is no GPU.
     """
     started = time.monotonic()
+    prepare()
     if not torch.cuda.is_available():
         raise RuntimeError("tuning needs a GPU, and torch finds none")
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
@@ -128,10 +160,11 @@ def tune(
     shown = Device(where.limits, torch.cuda.get_device_properties(device).multi_processor_count)
     archive = Archive(folder, where.gpu, where.triton, current_run(device, seed))
     agenda = schedule(plan.tasks(), archive, where.limits, force)
-    farm = CompileFarm(device, processes or max(1, len(os.sched_getaffinity(0)) - 2))
     worker = Worker(open_lab, str(device), seed)
+    worker.start()
+    farm = CompileFarm(device, processes or max(1, len(os.sched_getaffinity(0)) - 2))
     try:
-        session = Session(agenda, shown, RemoteBench(worker), farm.submit, archive, report)
+        session = Session(agenda, shown, RemoteBench(worker), farm, archive, report)
         return session.run(None if time_budget is None else started + time_budget)
     finally:
         farm.close()
@@ -144,33 +177,44 @@ class Agenda:
 
     tasks: list[Task]
     wanted: set[rules.Key]
-    known: dict[rules.Key, Ranking]
+    known: list[tuple[Task, Ranking]]
     fresh: int
 
 
 def schedule(tasks: Sequence[Task], archive: Archive, limits: rules.Limits, force: bool = False) -> Agenda:
     """Drop the tasks whose records are fresh, and add the parts of add_lora tasks where nobody asked for them."""
-    agenda = Agenda([], set(), {}, 0)
-    fresh: dict[rules.Key, Any] = {}
+    wanted, known = [], list[tuple[Task, Ranking]]()
     for task in tasks:
-        record = None if force else archive.fresh(task.key, task.tokens, task.adapters)
-        if record is not None:
-            fresh[task.key] = record
-            agenda.fresh += 1
+        record = None if force else archive.fresh(task)
+        if record is None:
+            wanted.append(task)
         else:
-            agenda.wanted.add(task.key)
-    planned = {task.key for task in tasks}
-    for task in tasks:
-        if task.key not in agenda.wanted:
-            continue
+            known.append((task, _ranking(task.key, record, limits)))
+    planned = {task.key: task for task in wanted}
+    there = {task.key for task, _ in known}
+    for task in wanted:
         for part in parts(task.key) if task.key.op == "add_lora" else ():
-            if part in fresh:
-                agenda.known.setdefault(part, _ranking(part, fresh[part], limits))
-            elif part not in planned:
-                planned.add(part)
-                agenda.tasks.append(task._replace(key=part))
-        agenda.tasks.append(task)
-    return agenda
+            if part not in there:
+                planned.setdefault(part, task._replace(key=part))
+    return Agenda(_in_order(planned), {task.key for task in wanted}, known, len(known))
+
+
+def _in_order(tasks: Mapping[rules.Key, Task]) -> list[Task]:
+    """In each family keys that are far apart come first, families take turns, an add_lora follows on its parts."""
+    families: dict[rules.Key, list[Task]] = {}
+    for task in tasks.values():
+        if task.key.op != "add_lora":
+            families.setdefault(family(task.key), []).append(task)
+    turns = itertools.zip_longest(*(far_apart(list(members)) for members in families.values()))
+    waiting = [task for task in tasks.values() if task.key.op == "add_lora"]
+    ordered, done = list[Task](), set[rules.Key]()
+    for task in filter(None, itertools.chain.from_iterable(turns)):
+        ordered.append(task)
+        done.add(task.key)
+        ready = [joint for joint in waiting if not {*parts(joint.key)} & (tasks.keys() - done)]
+        ordered += ready
+        waiting = [joint for joint in waiting if joint not in ready]
+    return ordered + waiting  # of those that are left, all parts are known already
 
 
 def _ranking(key: rules.Key, record: Mapping[str, Any], limits: rules.Limits) -> Ranking:
@@ -183,25 +227,32 @@ def _ranking(key: rules.Key, record: Mapping[str, Any], limits: rules.Limits) ->
 class _Running:
     task: Task
     search: Search
-    compiling: Mapping[rules.Row, Future[Binary]] = field(default_factory=dict)
+    compiling: Mapping[rules.Row, Sequence[Future[Binary]]] = field(default_factory=dict)
     idle: bool = False  # it waits for other searches, not for compilations
 
+    def pending(self) -> set[Future[Binary]]:
+        return {future for futures in self.compiling.values() for future in futures if not future.done()}
+
     def ready(self) -> bool:
-        return not self.idle and all(future.done() for future in self.compiling.values())
+        return not self.idle and not self.pending()
 
 
 class Session:
     """Drives the searches of an agenda: several are under way at once, of which one at a time measures."""
 
     def __init__(
-        self, agenda: Agenda, device: Device, bench: Bench, compile_rows: Compile, archive: Archive, report: Report
+        self, agenda: Agenda, device: Device, bench: Bench, farm: Compiling, archive: Archive, report: Report
     ) -> None:
-        """`compile_rows` starts compiling a key's rows and gives a future for each."""
+        """`farm` compiles what searches ask for."""
         self._agenda, self._device, self._bench = agenda, device, bench
-        self._compile, self._archive, self._report = compile_rows, archive, report
-        self._shared = Shared(dict(agenda.known))
+        self._farm, self._archive, self._report = farm, archive, report
+        self._shared = Shared(Experience(device), {task.key: ranking for task, ranking in agenda.known})
+        for task, ranking in agenda.known:
+            if task.key.op != "add_lora":
+                self._shared.experience.learn(task, ranking.screened)
         self._records: dict[rules.Key, Record] = {}
         self._done = 0
+        self._waiting = 0.0
 
     def run(self, deadline: float | None = None) -> Summary:
         """Search until every key is done, or the monotonic clock has passed the deadline."""
@@ -214,9 +265,7 @@ class Session:
                 break
             ready = next(filter(_Running.ready, running), None)
             if ready is None:
-                pending = {future for one in running for future in one.compiling.values() if not future.done()}
-                assert pending, "searches wait for each other"
-                wait(pending, timeout=timeout, return_when=FIRST_COMPLETED)
+                self._wait(running, timeout)
             elif not self._advance(ready):
                 running.remove(ready)
                 for other in running:
@@ -224,21 +273,36 @@ class Session:
         for one in running:
             one.search.close()
         wanted, tuned = len(self._agenda.wanted), len(self._records)
-        return Summary(tuned, self._agenda.fresh, self._done - tuned, wanted - self._done)
+        return Summary(
+            tuned,
+            self._agenda.fresh,
+            self._done - tuned,
+            wanted - self._done,
+            self._farm.binaries,
+            getattr(self._bench, "seconds", 0.0),
+            self._waiting,
+        )
+
+    def _wait(self, running: Sequence[_Running], timeout: float | None) -> None:
+        pending = {future for one in running for future in one.pending()}
+        assert pending, "searches wait for each other"
+        begun = time.monotonic()
+        wait(pending, timeout=timeout, return_when=FIRST_COMPLETED)
+        self._waiting += time.monotonic() - begun
 
     def _start(self, task: Task) -> _Running:
         save = self._save if task.key in self._agenda.wanted else None
-        one = _Running(task, search(task, self._device, self._bench, self._shared, save))
+        one = _Running(task, search(task, self._device, self._bench, self._shared, self._farm.missing, save))
         self._ask(one, next(one.search))
         return one
 
     def _ask(self, one: _Running, rows: Sequence[rules.Row]) -> None:
-        one.compiling, one.idle = self._compile(one.task.key, rows), not rows
+        one.compiling, one.idle = self._farm.submit(one.task.key, rows), not rows
 
     def _advance(self, one: _Running) -> bool:
         """Let a search measure what was compiled for it; whether it goes on."""
         try:
-            rows = one.search.send({row: outcome(future) for row, future in one.compiling.items()})
+            rows = one.search.send({row: outcome(futures) for row, futures in one.compiling.items()})
         except StopIteration:
             if one.task.key in self._agenda.wanted:
                 self._done += 1

@@ -9,10 +9,14 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
-_START_SECONDS = 180.0  # importing torch in sixteen processes at once is slow on a cold disk
+_START_SECONDS = 180.0  # importing torch is slow on a cold disk, and so is waking a GPU in sixteen processes at once
+# Imported once, by the server that processes are forked from: torch alone takes 5 s of a core. Nothing of csgmv: until
+# Python 3.13 the server does not know the caller's sys.path, and might find another copy.
+_PRELOADED = ["torch", "triton"]
 _GRACE_SECONDS = 0.5  # for a process to end by itself once its pipe is closed
 
 
@@ -20,8 +24,24 @@ class Failure(Exception):
     """Why a call did not give a result; the message fits in a record: one short line without numbers that vary."""
 
 
-def _reason(error: Exception) -> str:
-    """The kind of an error and the first line of its message."""
+@functools.cache
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def prepare() -> None:
+    """Start the server that processes are forked from; it gets ready while the caller does other things.
+
+    The server never touches a GPU, so that those that it forks can. They see the environment of now.
+    """
+    _context()
+    forkserver.ensure_running()
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and the first line of its message, for a Failure."""
     lines = str(error).strip().splitlines()
     text = "".join(filter(str.isprintable, lines[0] if lines else ""))[:120]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -37,7 +57,7 @@ def _serve(connection: Connection, factory: Callable[..., Any], args: tuple[Any,
         try:
             service = factory(*args)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
-            connection.send((_reason(error), True, True))
+            connection.send((reason(error), True, True))
             return
         connection.send((None, False, False))
         while True:
@@ -45,7 +65,7 @@ def _serve(connection: Connection, factory: Callable[..., Any], args: tuple[Any,
             try:
                 answer = getattr(service, method)(*arguments), False, False
             except Exception as error:  # noqa: BLE001 - it costs one candidate, not the run
-                answer = _reason(error), True, not service.healthy()
+                answer = reason(error), True, not service.healthy()
             connection.send(answer)
             if answer[2]:
                 return
@@ -62,6 +82,12 @@ class Worker:
         self._factory, self._args = factory, args
         self._process: Any = None
         self._connection: Connection | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Start the process without waiting until the service is built; else the first call does."""
+        if self._connection is None:
+            self._start()
 
     def call(self, method: str, *args: Any, limit: float) -> Any:
         """What the service's method returns.
@@ -70,9 +96,11 @@ class Worker:
             Failure: it raised, the process died, or `limit` seconds went by.
         """
         try:
-            if self._connection is None:
-                self._start()
+            self.start()
             assert self._connection is not None
+            if not self._ready:
+                self._receive(_START_SECONDS)
+                self._ready = True
             self._connection.send((method, args))
             return self._receive(limit)
         except (EOFError, OSError):
@@ -89,12 +117,12 @@ class Worker:
             self._process.kill()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._connection, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, self._factory, self._args), daemon=True)
         self._process.start()
         there.close()
-        self._receive(_START_SECONDS)
+        self._ready = False
 
     def _receive(self, limit: float) -> Any:
         assert self._connection is not None
@@ -125,11 +153,17 @@ class Farm:
 
     def __init__(self, size: int, factory: Callable[..., Any], *args: Any) -> None:
         """`size` processes at most, each started when it is first needed."""
+        self._size = size
         self._make: Callable[[], Worker] = functools.partial(Worker, factory, *args)
         self._closed = False
         self._own = threading.local()
         self._workers: list[Worker] = []
         self._pool = ThreadPoolExecutor(size)
+
+    def start(self, method: str, limit: float) -> None:
+        """Start every process now, by a call of a method whose answer nobody waits for."""
+        for _ in range(self._size):
+            self.submit(method, limit=limit)
 
     def submit(self, method: str, *args: Any, limit: float) -> Future[Any]:
         """Queue a call; the future gives what the method returns, or raises Failure."""
