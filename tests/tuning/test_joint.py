@@ -114,6 +114,20 @@ def test_no_more_is_compiled_than_allowed() -> None:
     assert len(compiled) <= 1 + sum(allowance.binaries for allowance in JOIN[True])
 
 
+def test_where_there_is_time_more_is_compiled() -> None:
+    """Each allowance is granted several times over, and what it buys is no worse."""
+    results = []
+    for effort in (1, 3):
+        shared, compiled = searched(), set[rules.Row]()
+        shared.effort = effort
+        record = drive(JOINT, FakeBench(pair), shared, compiled=compiled)
+        assert record is not None
+        results.append((len(compiled), record.finalists[0].p50_us))
+    (few, slow), (many, fast) = results
+    assert 1.5 * few < many <= 1 + 3 * sum(allowance.binaries for allowance in JOIN[True])
+    assert fast <= slow
+
+
 def test_parts_without_a_config_leave_the_default() -> None:
     """Where no shrink works by itself, the pair's default is still timed."""
     shared = Shared(Experience(H200))

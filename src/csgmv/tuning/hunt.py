@@ -45,12 +45,14 @@ class Shared:
         rankings: of all keys whose search has ended.
         begun: how many searches have begun, by family.
         pool: the rows that were asked for, by family.
+        effort: how many times over each allowance is granted.
     """
 
     experience: Experience
     rankings: dict[rules.Key, Ranking] = field(default_factory=dict)
     begun: Counter[rules.Key] = field(default_factory=Counter)
     pool: dict[rules.Key, dict[rules.Row, None]] = field(default_factory=dict)
+    effort: int = 1
 
 
 class Hunt:
@@ -78,7 +80,7 @@ class Hunt:
         unknown = self.ranking.unknown(guesses)
         missing, chosen = self._missing(self.task.key, unknown), []
         bound = math.inf if self.leads else PROMISING * min(guesses.values(), default=0.0)
-        binaries, ready = allowance
+        binaries, ready = (number * self.shared.effort for number in allowance)
         for row in unknown:
             if missing[row] == 0 and ready > 0:
                 ready -= 1

@@ -29,6 +29,7 @@ from csgmv.tuning.space import Device, default_row
 from csgmv.tuning.worker import Failure, Worker, prepare
 
 MEASURE_SECONDS = 60.0
+FEW_KEYS, MOST_EFFORT = 100, 3  # a plan of so few keys or fewer has more compiled for each: there is time for it
 AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
 
 
@@ -246,7 +247,11 @@ class Session:
         """`farm` compiles what searches ask for."""
         self._agenda, self._device, self._bench = agenda, device, bench
         self._farm, self._archive, self._report = farm, archive, report
-        self._shared = Shared(Experience(device), {task.key: ranking for task, ranking in agenda.known})
+        self._shared = Shared(
+            Experience(device),
+            {task.key: ranking for task, ranking in agenda.known},
+            effort=max(1, min(MOST_EFFORT, FEW_KEYS // max(1, len(agenda.tasks)))),
+        )
         for task, ranking in agenda.known:
             if task.key.op != "add_lora":
                 self._shared.experience.learn(task, ranking.screened)
