@@ -61,6 +61,7 @@ class _Launcher:
         metadata, launch_metadata, enter, leave, *given = rest
         assert (y, z, stream, metadata) == (1, 1, STREAM, ("metadata", function))
         assert (launch_metadata, enter, leave) == (None, None, None)
+        assert function[1] == self._gpu.device, "launched on a device that it was not compiled for"
         last = len(given) - self._num_constants
         pointers, sizes = given[: self._num_pointers], given[self._num_pointers : last]
         self._gpu.launched.append(Launched(way, function, x, tuple(pointers), tuple(sizes)))
