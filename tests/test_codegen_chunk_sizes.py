@@ -101,14 +101,34 @@ def test_a_launch_takes_the_time_of_what_the_table_says() -> None:
     assert [batch.p50_us for batch in records.batches(alone[0])] == [20.1]
 
 
-def test_batches_that_share_a_key_count_where_they_were_timed_too() -> None:
-    """2048 tokens of one adapter make as many segments as those of 8: one record a key holds both batches' times."""
-    also = {16: (128, 30.0), 32: (64, 20.0), 64: (32, 25.0), 128: (16, 40.0)}
+@pytest.mark.parametrize(("tokens", "same_bucket"), [(2048, True), (256, False)])
+def test_batches_that_share_a_key_count_where_they_were_timed_too(tokens: int, same_bucket: bool) -> None:
+    """2048 tokens of one adapter make as many segments as those of 8: one record a key holds both batches' times.
+
+    256 tokens make fewer: they are served by that key for want of one of their own, and count all the same.
+    """
+    times_of_other = {16: 30.0, 32: 20.0, 64: 25.0, 128: 40.0}
     both = [
         one
-        for us, (chunk_size, (segments, time)) in zip((4.0, 3.0, 2.0, 1.0), also.items())
-        for one in results(ADD_LORA, {chunk_size: us}, FULL, also=[[2048, 1, segments, time]])
+        for us, (chunk_size, time) in zip((4.0, 3.0, 2.0, 1.0), times_of_other.items())
+        for one in results(ADD_LORA, {chunk_size: us}, FULL, others=[[tokens, 1, tokens // chunk_size, None, time]])
     ]
-    assert sizes(both) == {(2048, 1): 32, FULL: 128}
+    assert sizes(both) == {(tokens, 1): 32, FULL: 128}
     assert sizes(both[:3]) == {}
-    assert {one.key.segment_bucket for one in both} == {rules.segment_bucket(segments) for segments, _ in also.values()}
+    assert all(
+        (one.key.segment_bucket == rules.segment_bucket(other.num_segments)) == same_bucket
+        for one in both
+        for other in one.batches[1:]
+    )
+
+
+@pytest.mark.parametrize(("deciding", "chunk_size"), [(20.1, 32), (30.0, 64)])
+def test_at_every_batch_the_table_has_one_row(deciding: float, chunk_size: int) -> None:
+    """A winner that does not beat the default where that decides is launched nowhere, however fast it is elsewhere."""
+    default_us, winner_us = times(30.0, 20.0, 25.0, 40.0), times(20.0, 15.0, 5.0, 10.0)
+    default = timing(DEFAULT, deciding)
+    everything = [
+        results(SHRINK, {size: 20.0}, FULL, default=default, noise_us=0.5, others=[[2048, 1, 2048 // size, *both]])
+        for size, both in zip(default_us, zip(default_us.values(), winner_us.values()))
+    ]
+    assert sizes(*everything) == {(2048, 1): chunk_size, FULL: 16}

@@ -54,16 +54,17 @@ def literals(text: str) -> dict[str, Any]:
 def test_raw_results_become_a_table(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a report: rows baked, keys that keep the default, and which file won where two have a key."""
     assert run(configs) == 0
-    table = literals((configs.parent / "table.py").read_text())["TABLE"]
-    assert table == {
+    tables = literals((configs.parent / "table.py").read_text())
+    assert tables["TABLE"] == {
         ("NVIDIA H200", "3.6.0"): {
             ("shrink", 1024, (), 64, 3, "bfloat16", 16, 8): tuple(BETTER),
             ("shrink", 1024, (), 64, 3, "bfloat16", 64, 8): None,
         }
     }
+    assert tables["CHUNK_SIZES"] == {("NVIDIA H200", "3.6.0"): {(8, 8): 16}}  # a token each: all sizes cut the same
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, chunk sizes for 0 cells of batches"
+        "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, chunk sizes for 1 cells of batches"
     )
     assert lines[1].startswith("default kept: NVIDIA H200, Triton 3.6.0, op shrink, ")
     assert "chunk_size 64" in lines[1]
@@ -79,7 +80,7 @@ def test_raw_results_become_chunk_sizes(tmp_path: Path) -> None:
                  **ADD_LORA, triton=triton)
         for us, triton in ((20.0, "3.10.0"), (10.0, "3.6.0"))
     )  # fmt: skip
-    for name, content in (("b.json", slow), ("a.json", quick), ("c.json", document())):
+    for name, content in (("b.json", slow), ("a.json", quick), ("c.json", document(record(others=[])))):
         put(tmp_path, f"configs/{name}", content)
     rival = copy.deepcopy(quick)
     rival["records"] = [record_of("add_lora", 1.0, 16, 2048, 8, default=timing(rival_row(quick), 1.1))]

@@ -15,7 +15,7 @@ from codegen.render import literal, render, write
 from codegen.source import rules
 
 KEY = rules.Key("expand", 0, (2048,), 64, 1, "bfloat16", 16, 8)
-ROW = (64, 64, 16, 1, 4, 3, None)
+ROW = (64, 64, 16, 1, 4, 3, None, False)
 
 
 def namespace(text: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def test_an_entry_is_a_line() -> None:
     choice = Choice({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
     lines = render(choice, "sha256:0").splitlines()
     assert "        (8, 8): 16," in lines
-    row = "(64, 64, 16, 1, 4, 3, None),"
+    row = "(64, 64, 16, 1, 4, 3, None, False),"
     assert [line for line in lines if "expand" in line] == [
         f"        ('expand', 0, (2048,), 64, 1, 'bfloat16', {size}, 8): {row}" for size in (16, 32, 64)
     ]

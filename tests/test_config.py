@@ -25,7 +25,9 @@ def test_fields_are_those_of_the_rules() -> None:
     [
         ShrinkConfig(block_n=32, split_k=4, maxnreg=128),
         ExpandConfig(column_tiles=3),
+        ExpandConfig(block_k=64, num_stages=2, prefetch=True),
         AddLoraConfig(ShrinkConfig(num_warps=8), ExpandConfig(maxnreg=96), overlap=True),
+        AddLoraConfig(expand=ExpandConfig(prefetch=True)),
     ],
 )
 def test_rows_and_configs_are_the_same_thing(config: ShrinkConfig | ExpandConfig | AddLoraConfig) -> None:
@@ -44,6 +46,8 @@ def test_configs_cannot_be_changed_or_malformed() -> None:
         ShrinkConfig(block_n=48)
     with pytest.raises(ValueError, match="expand config: maxnreg: expected from 24 to 255 or null, got 0"):
         ExpandConfig(maxnreg=0)
+    with pytest.raises(ValueError, match="expand config: prefetch: expected true or false, got 1"):
+        ExpandConfig(prefetch=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="add_lora config: overlap: expected true or false, got 1"):
         AddLoraConfig(overlap=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shrink config: expected 8 values"):

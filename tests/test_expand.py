@@ -13,6 +13,7 @@ CONFIGS = {
     "rank in steps": ExpandConfig(block_m=16, block_n=32, block_k=16, column_tiles=2),
     "whole rank": ExpandConfig(block_m=16, block_n=32, block_k=64),
     "several tiles": ExpandConfig(block_m=32, block_n=16, block_k=64, column_tiles=3),
+    "one tile ahead": ExpandConfig(block_m=32, block_n=16, block_k=64, column_tiles=3, num_stages=1),
 }
 BATCHES = {
     "mixed ranks, one empty slot": dict(ranks=[8, 3, 0, 16], max_rank=16, widths=[64, 32, 32], num_tokens=37),

@@ -130,30 +130,85 @@ def test_a_missing_field_is_told(path: str) -> None:
     assert faults(bent(path, REMOVED)) == [f"$.{path}: missing"]
 
 
-def test_further_batches_of_a_key_may_be_left_out() -> None:
-    """Then there are none."""
-    assert the_result().also == ()
-    result = the_result(also=[[9, 6, 6, 12.5], [80, 5, 10, 13.0]])
-    assert list(records.batches(result)) == [(101, 5, 7, 20.0), (9, 6, 6, 12.5), (80, 5, 10, 13.0)]
-    assert next(records.batches(the_result(tuned_us=29.95))) == (101, 5, 7, 30.0)
+@pytest.mark.parametrize(
+    ("record_", "others", "times"),
+    [
+        ({}, [[9, 6, 6, 15.0, 12.5], [80, 1, 5, 12.0, 13.0]], [20.0, 12.5, 13.0]),
+        ({"tuned_us": 29.95}, [[9, 6, 6, 15.0, 12.5], [80, 1, 5, 12.0, 13.0]], [30.0, 15.0, 12.0]),
+        ({"default_us": None}, [[9, 6, 6, None, 12.5], [80, 1, 5, None, 13.0]], [20.0, 12.5, 13.0]),
+        ({"finalists": []}, [[9, 6, 6, 15.0, None], [80, 1, 5, 12.0, None]], [30.0, 15.0, 12.0]),
+    ],
+)
+def test_each_batch_takes_the_time_of_what_the_table_has(
+    record_: dict[str, Any], others: list[Any], times: list[float]
+) -> None:
+    """The winner's where its row is baked, else the default's; also where a batch's segments are of another bucket."""
+    found = list(records.batches(the_result(others=others, **record_)))
+    assert found == [(101, 5, 7, times[0]), (9, 6, 6, times[1]), (80, 1, 5, times[2])]
+
+
+def test_a_batch_that_the_row_does_not_run_on_is_left_out() -> None:
+    """There is no time to tell; whether the other config runs on it does not matter."""
+    tuned, kept = the_result(others=[]), the_result(tuned_us=29.95, others=[])
+    more = records.BatchTimes(9, 6, 6, 15.0, None), records.BatchTimes(80, 1, 5, None, 13.0)
+    found = [[batch.tokens for batch in records.batches(one._replace(batches=more))] for one in (tuned, kept)]
+    assert found == [[80], [9]]
+
+
+def test_results_hold_the_batches_that_were_timed() -> None:
+    """Both times of each, and how many decided."""
+    result = the_result(others=[[9, 6, 6, 15.0, 12.5], [80, 1, 5, 12.0, 13.0]], tuned_on=2)
+    assert result.batches == ((101, 5, 7, 30.0, 20.0), (9, 6, 6, 15.0, 12.5), (80, 1, 5, 12.0, 13.0))
+    assert result.batches[1].winner_us == 12.5
+    assert result.tuned_on == 2
+
+
+OWN = [101, 5, 7, 30.0, 20.0]  # the batch that the record says of itself
 
 
 @pytest.mark.parametrize(
-    ("also", "fault"),
+    ("batches", "fault"),
     [
-        (None, ": expected an array, got None"),
-        ([[9, 6, 7]], "[0]: expected an array of 4, got [9, 6, 7]"),
-        ([[0, 6, 7, 12.5]], "[0][0]: expected an integer from 1"),
-        ([[9, 6, 7, 0]], "[0][3]: expected a number above 0"),
-        ([[9, 6, 12, 12.5]], "[0][2]: expected a number of segments with bucket 8, got 12"),
-        ([[101, 5, 7, 12.5]], "[0]: the batch of 101 tokens and 5 adapters stands there already"),
-        ([[9, 6, 7, 12.5], [9, 6, 8, 12.5]], "[1]: the batch of 9 tokens and 6 adapters stands there already"),
+        (None, ": expected an array of 1 or more, got None"),
+        ([], ": expected an array of 1 or more, got []"),
+        ([OWN, [9, 6, 7, 12.5]], "[1]: expected an array of 5, got [9, 6, 7, 12.5]"),
+        ([OWN, [0, 6, 7, 15.0, 12.5]], "[1][0]: expected an integer from 1"),
+        ([OWN, [9, 6, 7, 0, 12.5]], "[1][3]: expected a number above 0"),
+        ([OWN, [9, 6, 7, 15.0, 0]], "[1][4]: expected a number above 0"),
+        ([OWN, [9, 6, 7, None, 12.5]], "[1]: expected a time of the default, got None"),
+        ([OWN, [9, 6, 7, 15.0, None]], "[1]: expected a time of the winner, got None"),
+        ([[101, 5, 8, 30.0, 20.0]], "[0]: expected [101, 5, 7] first, the batch that was tuned on"),
+        ([[9, 6, 7, 15.0, 12.5], OWN], "[0]: expected [101, 5, 7] first, the batch that was tuned on"),
+        ([OWN, OWN], "[1]: the batch of 101 tokens and 5 adapters stands there already"),
+        (
+            [OWN, [9, 6, 7, 15.0, 12.5], [8, 6, 7, 15.0, 12.5], [9, 6, 8, 15.0, 12.5]],
+            "[3]: the batch of 9 tokens and 6 adapters stands there already",
+        ),
     ],
 )
-def test_further_batches_of_a_key_are_checked(also: Any, fault: str) -> None:
-    """Each has the record's bucket and is a batch of its own."""
-    (found,) = faults(document(record(also=also)))
-    assert found.startswith(f"$.records[0].also{fault}")
+def test_the_batches_of_a_key_are_checked(batches: Any, fault: str) -> None:
+    """The record's own comes first, each is there once, and each has a time of all that runs."""
+    (found,) = faults(document(record(batches=batches)))
+    assert found.startswith(f"$.records[0].batches{fault}")
+
+
+@pytest.mark.parametrize(
+    ("record_", "other", "fault"),
+    [
+        ({"default_us": None}, [9, 6, 7, 15.0, 12.5], "expected null, since there is no default, got 15.0"),
+        ({"finalists": []}, [9, 6, 7, 15.0, 12.5], "expected null, since there is no winner, got 12.5"),
+    ],
+)
+def test_what_does_not_run_has_no_time(record_: dict[str, Any], other: list[Any], fault: str) -> None:
+    """On any batch."""
+    assert faults(document(record(others=[other], **record_))) == [f"$.records[0].batches[1]: {fault}"]
+
+
+@pytest.mark.parametrize("field", ["batches", "tuned_on"])
+def test_batches_came_with_schema_2(field: str) -> None:
+    """Since then they must be told; a file of schema 1 that has them says something else than it means."""
+    assert faults(bent(f"records[0].{field}", REMOVED)) == [f"$.records[0].{field}: missing"]
+    assert f"$.records[0].{field}: unknown field" in faults(document(schema=1))
 
 
 def test_an_unknown_field_is_told() -> None:

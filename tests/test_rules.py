@@ -12,6 +12,7 @@ from csgmv.rules import Key
 SHRINK = Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 EXPAND = Key("expand", 0, (2048, 8, 0), 48, 3, "float16", 32, 1)
 ROW = (64, 16, 256, 1, 1, 4, 3, None)
+EXPAND_ROW = (64, 64, 16, 1, 4, 3, None, False)
 H200 = rules.Limits(shared_memory=232448, programmatic_launch=True)
 
 
@@ -104,10 +105,26 @@ def test_a_config_of_another_length_is_refused() -> None:
 
 
 def test_the_row_of_add_lora_is_both_rows_and_the_overlap() -> None:
-    """Overlap is true or false, and nothing that equals one of them."""
-    joint = (*ROW, 64, 64, 16, 1, 4, 3, None)
-    assert rules.config_fault("add_lora", (*joint, True)) is None
-    assert rules.config_fault("add_lora", (*joint, 1)) == "overlap: expected true or false, got 1"
+    """Overlap is true or false, and nothing that equals one of them; so is expand's prefetch."""
+    assert rules.config_fault("add_lora", (*ROW, *EXPAND_ROW, True)) is None
+    assert rules.config_fault("add_lora", (*ROW, *EXPAND_ROW, 1)) == "overlap: expected true or false, got 1"
+    assert rules.config_fault("expand", (*EXPAND_ROW[:-1], 0)) == "prefetch: expected true or false, got 0"
+
+
+def test_a_field_that_came_later_is_in_no_older_row() -> None:
+    """Prefetch came with schema 2: an older row must not have it, and is read as one without."""
+    for op, older, row in (
+        ("expand", EXPAND_ROW[:-1], EXPAND_ROW),
+        ("add_lora", (*ROW, *EXPAND_ROW[:-1], True), (*ROW, *EXPAND_ROW, True)),
+    ):
+        assert len(rules.field_names(op, 1)) == len(older)
+        assert rules.field_names(op, 2) == rules.FIELD_NAMES[op]
+        assert rules.config_fault(op, older, 1) is None
+        assert f"expected {len(older)} values" in str(rules.config_fault(op, row, 1))
+        assert f"expected {len(row)} values" in str(rules.config_fault(op, older, 2))
+        assert rules.current_row(op, 1, older, 64) == row
+        prefetching = tuple(True if name.endswith("prefetch") else v for name, v in zip(rules.FIELD_NAMES[op], row))
+        assert rules.current_row(op, 2, prefetching, 64) == prefetching
 
 
 def test_rows_of_schema_1_had_no_tile_larger_than_a_segment() -> None:
@@ -115,8 +132,8 @@ def test_rows_of_schema_1_had_no_tile_larger_than_a_segment() -> None:
     assert rules.current_row("shrink", 1, ROW, 16) == (16, *ROW[1:])
     assert rules.current_row("shrink", 1, ROW, 48) == ROW
     assert rules.current_row("shrink", 2, ROW, 16) == ROW
-    joint = (*ROW, 64, 64, 16, 1, 4, 3, None, True)
-    assert rules.current_row("add_lora", 1, joint, 20) == (32, *ROW[1:], 32, *joint[9:])
+    older = (*ROW, *EXPAND_ROW[:-1], True)
+    assert rules.current_row("add_lora", 1, older, 20) == (32, *ROW[1:], 32, *EXPAND_ROW[1:], True)
 
 
 def test_large_tiles_are_weighed_as_they_are() -> None:
@@ -135,10 +152,32 @@ def test_a_config_too_large_for_the_device_is_told() -> None:
     fault = rules.resource_fault(ROW, SHRINK, small)
     assert fault is not None
     assert "shared memory" in fault
-    joint = (*ROW, 64, 64, 16, 1, 4, 3, None, True)
+    joint = (*ROW, *EXPAND_ROW, True)
     both = Key("add_lora", 1024, (64,), 64, 1, "bfloat16", 16, 8)
     assert rules.resource_fault(joint, both, H200) is None
     assert "dependent launch" in str(rules.resource_fault(joint, both, H200._replace(programmatic_launch=False)))
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(
+    ("block_k", "num_stages", "tiles"),
+    [
+        (64, 1, 4 + 8),  # h and weights; the base waits in registers
+        (64, 2, 4 + 2 * (8 + 8)),  # h once; weights and base of two tiles
+        (64, 3, 4 + 3 * (8 + 8)),
+        (32, 2, 2 * (2 + 4)),  # two steps along the rank: of h and weights
+        (32, 3, 3 * (2 + 4)),
+    ],
+)
+def test_expand_is_pipelined_through_shared_memory(block_k: int, num_stages: int, tiles: int, prefetch: bool) -> None:
+    """In thousands of numbers, for tiles of 64 · 128 and rank 64: to the byte. L2 is not shared memory."""
+    key = Key("expand", 0, (1024,), 64, 1, "bfloat16", 64, 8)
+    row = (64, 128, block_k, 4, 4, num_stages, None, prefetch)
+    needed = 2 * 1024 * tiles
+    assert rules.resource_fault(row, key, rules.Limits(needed)) is None
+    assert rules.resource_fault(row, key, rules.Limits(needed - 1)) == (
+        f"expand needs {needed} bytes of shared memory, the device allows {needed - 1}"
+    )
 
 
 def test_rows_have_a_fixed_order() -> None:

@@ -13,7 +13,7 @@ EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
 TABLE = {
     ("NVIDIA H200", "3.10.0"): {tuple(SHRINK): (64, 32, 256, 1, 4, 4, 3, None), tuple(EXPAND): None},
     ("NVIDIA H200", "3.5.1"): {tuple(SHRINK._replace(chunk_size=32)): (16, 16, 64, 1, 1, 2, 3, 128)},
-    ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None)},
+    ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None, False)},
 }
 
 CELLS = {
@@ -131,10 +131,10 @@ def test_a_number_of_segments_that_no_launch_has_is_refused(segments, capsys):
 def test_a_config_of_both_parts_is_told_by_part(monkeypatch, capsys):
     """Without the prefix at every field, and folded to the terminal."""
     key = rules.Key("add_lora", 1024, (2048,), 64, 1, "bfloat16", 16, 8)
-    row = (64, 32, 256, 1, 4, 4, 3, None, 64, 128, 16, 1, 4, 3, None, True)
+    row = (64, 32, 256, 1, 4, 4, 3, None, 64, 128, 16, 1, 4, 3, None, True, True)
     monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.6.0"): {tuple(key): row}})
     _, text = show(capsys, "--all")
-    assert " shrink(block_n=32 split_k=4) expand(block_n=128) overlap=True\n" in text
+    assert " shrink(block_n=32 split_k=4) expand(block_n=128 prefetch=True) overlap=True\n" in text
     monkeypatch.setattr(columns, "terminal_width", lambda: 100)
     _, text = show(capsys, "--all")
     assert max(map(len, text.splitlines()[1:])) <= 100

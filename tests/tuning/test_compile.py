@@ -70,16 +70,18 @@ def test_what_a_binary_depends_on_makes_another_one(compiler: Compiler, key: rul
 
 
 def test_a_pair_shares_one_part_when_the_other_changes(compiler: Compiler) -> None:
-    """Another expand leaves the first binary; another split_k leaves the first and changes the second, which sums."""
+    """Another expand leaves the first binary. How far input_dim is split leaves both, whether it is changes both."""
     expand = ExpandConfig(16, 64, 16)
     pairs = [
         AddLoraConfig(SPLIT, expand),
         AddLoraConfig(SPLIT, dataclasses.replace(expand, num_warps=2)),
         AddLoraConfig(dataclasses.replace(SPLIT, split_k=4), expand),
+        AddLoraConfig(ONE, expand),
     ]
-    first, second, third = binaries(compiler, JOINT, *pairs)
-    assert first[0] == second[0] == third[0]
-    assert len({first[1], second[1], third[1]}) == 3
+    first, second, third, whole = binaries(compiler, JOINT, *pairs)
+    assert first[0] == second[0] == third[0] != whole[0]
+    assert first[1] == third[1]
+    assert len({first[1], second[1], whole[1]}) == 3
 
 
 def test_a_config_that_its_wrapper_refuses_says_why(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:

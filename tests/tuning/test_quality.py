@@ -15,7 +15,7 @@ from csgmv.tuning import space
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Plan, Task
 from csgmv.tuning.record import Record
-from csgmv.tuning.tuner import Session, Step, schedule
+from csgmv.tuning.tuner import FEW_KEYS, Session, Step, schedule
 from searching import H200, Farm, archive
 
 LAYERS = (LayerShape("qkv", 1024, (2048, 1024, 1024)), LayerShape("o", 2048, (1024,)))
@@ -100,12 +100,12 @@ def best_of(task: Task, start: rules.Row) -> float:
 
 def test_few_compilations_lead_near_the_best(tmp_path: Path) -> None:
     """Within 6 % of it on average, of which the quirks are most, with fewer than eight binaries a key."""
-    plan = Plan(LAYERS, 64, chunk_sizes=(16, 64), ops=("shrink", "expand"))
+    plan = Plan(LAYERS, 64, chunk_sizes=(16, 32, 64), ops=("shrink", "expand"))
     there, farm, steps = archive(tmp_path), Farm(), list[Step]()
     there.add = lambda _key, _record: None  # type: ignore[method-assign]
     agenda = schedule(plan.tasks(), there, H200.limits)
     Session(agenda, H200, Bench(), farm, there, steps.append).run()  # type: ignore[arg-type]
-    assert len(steps) == len(agenda.tasks) >= 40
+    assert len(steps) == len(agenda.tasks) > FEW_KEYS // 2  # so many that none is granted more than one allowance
     assert farm.binaries <= 8 * len(steps)
 
     def regret(record: Record, task: Task, shown: float) -> float:

@@ -13,7 +13,7 @@ from csgmv.tuning.plan import Batch, Task
 from csgmv.tuning.record import Accuracy, Archive, Finalist, Record, Run, Timing
 
 KEY = rules.Key("expand", 0, (48, 16), 12, 2, "bfloat16", 16, 8)
-DEFAULT, BEST = (64, 64, 16, 1, 4, 3, None), (16, 32, 16, 2, 2, 1, 128)
+DEFAULT, BEST = (64, 64, 16, 1, 4, 3, None, False), (16, 32, 16, 2, 2, 2, 128, True)
 RUN = Run(
     compute_capability="9.0",
     sm_count=132,
@@ -71,7 +71,7 @@ def test_files_are_compact_with_a_candidate_a_line(tmp_path: Path) -> None:
     one = archive(tmp_path)
     one.add(KEY, measured())
     text = one.path(KEY).read_text()
-    assert "[[16,32,16,2,2,1,128],7.12,72,false],\n" in text
+    assert "[[16,32,16,2,2,2,128,true],7.12,72,false],\n" in text
     assert text.endswith("}\n")
     one.add(KEY._replace(segment_bucket=64), measured(KEY._replace(segment_bucket=64)))
     assert len(one.path(KEY).read_text()) - len(text) < 1200
@@ -173,14 +173,19 @@ def test_a_broken_file_stops_the_run_and_is_kept(tmp_path: Path, text: str) -> N
 
 
 def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Its records stay beside the new one, with what they left out made explicit."""
+    """Its records stay beside the new one, with what they left out made explicit: batches, and a config's new field."""
     one = archive(tmp_path)
     one.add(KEY, measured())
     path = one.path(KEY)
     document = checks.parse(path.read_text())
     document["schema"] = 1
+    document["fields"].remove("prefetch")
     for record in document["records"]:
         del record["batches"], record["tuned_on"]
+        timings = [record["default"], *record["finalists"]]
+        for row in (*(timing["row"] for timing in timings), *(row for row, *_ in record["candidates"])):
+            del row[-1]
+    assert records.faults(document) == []
     path.write_text(json.dumps(document))
     other = KEY._replace(segment_bucket=32)
     archive(tmp_path).add(other, measured(other))
@@ -191,4 +196,7 @@ def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None
         [[37, 5, 8, 10.1, 7.12]],
         [[37, 5, 32, 10.1, 7.12], [8, 8, 8, 9.0, 5.0]],
     ]
-    assert document["records"][0]["default"]["row"][0] == 16
+    older, newer = document["records"]
+    assert older["default"]["row"] == [16, *DEFAULT[1:]]
+    assert [finalist["row"] for finalist in older["finalists"]] == [[*BEST[:-1], False]]
+    assert [finalist["row"] for finalist in newer["finalists"]] == [[*BEST]]

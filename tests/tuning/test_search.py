@@ -93,7 +93,7 @@ def test_ties_fall_to_a_fixed_order() -> None:
     rows = [finalist.row for finalist in first.finalists]
     assert rows == sorted(rows, key=rules.row_order)
     finalists = tuple(map(timing, first.finalists))
-    result = records.Result("G", "3.6.0", EXPAND.key, 1, 1, 1, None, finalists, first.noise_us, "")
+    result = records.Result("G", "3.6.0", EXPAND.key, None, finalists, first.noise_us, "")
     assert records.winner(result).row == rows[0]  # type: ignore[union-attr]
 
 

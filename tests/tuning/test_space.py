@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from csgmv import rules
@@ -100,16 +102,45 @@ def test_no_default_where_none_fits() -> None:
     assert space.default_row(key, SM86.limits) is not None
 
 
-def test_keys_of_a_family_propose_the_same_binaries() -> None:
+@pytest.mark.parametrize("op", ["shrink", "expand"])
+def test_keys_of_a_family_propose_the_same_binaries(op: str) -> None:
     """A tiling and its block_k have one pipeline, whatever the key: what one key compiles serves the others."""
     pipelines: dict[tuple[int, ...], set[tuple[int | None, ...]]] = {}
     for chunk_size, tokens, segments in ((16, 8, 8), (16, 2048, 128), (64, 512, 11), (128, 30720, 240)):
-        configs, _ = space.shortlist(task("shrink", 64, chunk_size, tokens, segments), H200, 40)
+        configs, _ = space.shortlist(task(op, 64, chunk_size, tokens, segments), H200, 40)
         for config in configs:
-            launch = (config.num_warps, config.num_stages, config.maxnreg)
+            launch = (config.num_warps, config.num_stages, config.maxnreg, getattr(config, "prefetch", False))
             pipelines.setdefault((*space.tiling(config)[:3], config.block_k), set()).add(launch)
     assert len(pipelines) > 40
     assert all(len(launches) == 1 for launches in pipelines.values())
+
+
+@pytest.mark.parametrize(
+    ("block_k", "column_tiles", "num_stages", "walks"),
+    [(64, 4, 2, True), (64, 4, 1, False), (32, 4, 2, False), (64, 1, 1, False)],
+)
+def test_prefetch_is_tried_where_the_whole_rank_is_pipelined(
+    block_k: int, column_tiles: int, num_stages: int, walks: bool
+) -> None:
+    """Elsewhere the kernel does not look at it, and the config would be measured twice."""
+    one, config = task("expand", 64, 64, 2048, 32), ExpandConfig(64, 64, block_k, column_tiles, 4, num_stages)
+    prefetching = dataclasses.replace(config, prefetch=True)
+    assert space.usable(config, one, H200)
+    assert space.usable(prefetching, one, H200) == walks
+    near = [other for name, other in space.neighbours(config, one, H200) if name == "prefetch"]
+    assert near == [prefetching] * walks
+    assert not walks or config in [other for _, other in space.neighbours(prefetching, one, H200)]
+
+
+def test_the_whole_rank_is_pipelined_only_where_there_are_tiles_to_come() -> None:
+    """A single tile is proposed too, with nothing to fetch ahead; prefetch is left to the walk."""
+    one = task("expand", 64, 128, 30720, 240)
+    configs = [config for config in space.shortlist(one, H200, 200)[0] if isinstance(config, ExpandConfig)]
+    pipelined = [config for config in configs if config.block_k >= 64 and config.num_stages > 1]
+    assert pipelined
+    assert all(config.column_tiles > 1 for config in pipelined)
+    assert (64, 64, 1) in {(c.block_m, c.block_n, c.column_tiles) for c in configs if c.block_k >= 64}
+    assert not any(config.prefetch for config in configs)
 
 
 def test_tiles_larger_than_a_segment_are_for_batches_that_fill_them() -> None:
