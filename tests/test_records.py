@@ -179,10 +179,10 @@ OWN = [101, 5, 7, 30.0, 20.0]  # the batch that the record says of itself
         ([OWN, [9, 6, 7, 15.0, None]], "[1]: expected a time of the winner, got None"),
         ([[101, 5, 8, 30.0, 20.0]], "[0]: expected [101, 5, 7] first, the batch that was tuned on"),
         ([[9, 6, 7, 15.0, 12.5], OWN], "[0]: expected [101, 5, 7] first, the batch that was tuned on"),
-        ([OWN, OWN], "[1]: the batch of 101 tokens and 5 adapters stands there already"),
+        ([OWN, OWN], "[1]: 101 tokens and 5 adapters stand there already"),
         (
             [OWN, [9, 6, 7, 15.0, 12.5], [8, 6, 7, 15.0, 12.5], [9, 6, 8, 15.0, 12.5]],
-            "[3]: the batch of 9 tokens and 6 adapters stands there already",
+            "[3]: 9 tokens and 6 adapters stand there already",
         ),
     ],
 )

@@ -122,18 +122,20 @@ def test_a_field_that_came_later_is_in_no_older_row() -> None:
         assert rules.config_fault(op, older, 1) is None
         assert f"expected {len(older)} values" in str(rules.config_fault(op, row, 1))
         assert f"expected {len(row)} values" in str(rules.config_fault(op, older, 2))
-        assert rules.current_row(op, 1, older, 64) == row
+        assert rules.current_row(op, 1, older, 64, 64) == row
         prefetching = tuple(True if name.endswith("prefetch") else v for name, v in zip(rules.FIELD_NAMES[op], row))
-        assert rules.current_row(op, 2, prefetching, 64) == prefetching
+        assert rules.current_row(op, 2, prefetching, 64, 64) == prefetching
 
 
 def test_rows_of_schema_1_had_no_tile_larger_than_a_segment() -> None:
     """A tile of 64 rows was cut down to segments of 16; since then it takes four of them together."""
-    assert rules.current_row("shrink", 1, ROW, 16) == (16, *ROW[1:])
-    assert rules.current_row("shrink", 1, ROW, 48) == ROW
-    assert rules.current_row("shrink", 2, ROW, 16) == ROW
+    assert rules.current_row("shrink", 1, ROW, 16, 64) == (16, *ROW[1:])
+    assert rules.current_row("shrink", 1, ROW, 48, 64) == ROW
+    assert rules.current_row("shrink", 2, ROW, 16, 64) == ROW
     older = (*ROW, *EXPAND_ROW[:-1], True)
-    assert rules.current_row("add_lora", 1, older, 20) == (32, *ROW[1:], 32, *EXPAND_ROW[1:], True)
+    stages = [rules.current_row("expand", 1, EXPAND_ROW[:-1], 64, max_rank)[5] for max_rank in (16, 17)]
+    assert stages == [1, EXPAND_ROW[5]]  # the whole rank of 16 at once: one tile ahead, through registers
+    assert rules.current_row("add_lora", 1, older, 20, 64) == (32, *ROW[1:], 32, *EXPAND_ROW[1:], True)
 
 
 def test_large_tiles_are_weighed_as_they_are() -> None:

@@ -161,6 +161,8 @@ def default_config(key: rules.Key, limits: rules.Limits) -> Config:
         assert isinstance(expand, ExpandConfig)
         return AddLoraConfig(shrink, expand)
     plain = _CLASSES[key.op]()
+    if key.op == "expand" and plain.block_k >= key.max_rank:
+        plain = replace(plain, num_stages=1)  # the whole rank at once and one tile: there is nothing to pipeline
     for config in _smaller(replace(plain, block_m=rules.row_tile(plain.block_m, key.chunk_size))):
         if rules.resource_fault(to_row(config), key, limits) is None:
             return config  # type: ignore[no-any-return]

@@ -67,9 +67,9 @@ def _load_b(b_slice, column, k, rank, width, FULL: tl.constexpr, MAX_RANK: tl.co
 
 @triton.jit
 def _load_base(base_row, column, live, width, EVEN_N: tl.constexpr):
-    """base_output's tile [BLOCK_M, BLOCK_N]. It is used once: evicting it first keeps weights and h in L2."""
+    """base_output's tile [BLOCK_M, BLOCK_N]; zero where there is none."""
     mask = live if EVEN_N else live & (column < width)[None, :]
-    return tl.load(base_row + column[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+    return tl.load(base_row + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _store_sum(base_row, column, live, width, base_tile, delta, scaling, EVEN_N:
     """base + scaling · delta, in float32, rounded once."""
     mask = live if EVEN_N else live & (column < width)[None, :]
     value = (base_tile.to(tl.float32) + delta * scaling).to(base_tile.dtype)
-    tl.store(base_row + column[None, :], value, mask=mask, eviction_policy="evict_first")
+    tl.store(base_row + column[None, :], value, mask=mask)
 
 
 @triton.jit

@@ -214,7 +214,7 @@ def _batch_faults(value: Any, path: str) -> Iterator[str]:
     seen = []
     for index, (*batch, _, default_us, winner_us) in enumerate(value["batches"]):
         if batch in seen:
-            yield f"{path}.batches[{index}]: the batch of {batch[0]} tokens and {batch[1]} adapters stands there already"
+            yield f"{path}.batches[{index}]: {batch[0]} tokens and {batch[1]} adapters stand there already"
         seen.append(batch)
         for name, time, runs in (
             ("default", default_us, value["default"] is not None),
@@ -287,13 +287,13 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
         return dict(document)
     op, schema = document["op"], document["schema"]
     new = {**document, "schema": SCHEMA, "fields": list(rules.FIELD_NAMES[op])}
-    new["records"] = [_upgraded_record(op, schema, record) for record in document["records"]]
+    new["records"] = [_upgraded_record(op, schema, record, document["max_rank"]) for record in document["records"]]
     return new
 
 
-def _upgraded_record(op: str, schema: int, record: Mapping[str, Any]) -> dict[str, Any]:
+def _upgraded_record(op: str, schema: int, record: Mapping[str, Any], max_rank: int) -> dict[str, Any]:
     def current(row: list[rules.ConfigValue]) -> rules.Row:
-        return rules.current_row(op, schema, row, record["chunk_size"])
+        return rules.current_row(op, schema, row, record["chunk_size"], max_rank)
 
     # Rows that are one and the same today: the faster time stays.
     candidates: dict[rules.Row, list[Any]] = {}

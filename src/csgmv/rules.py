@@ -190,19 +190,21 @@ def field_names(op: str, schema: int) -> tuple[str, ...]:
     return tuple(field.name for field in FIELDS[op] if field.since <= schema)
 
 
-def current_row(op: str, schema: int, values: Sequence[ConfigValue], chunk_size: int) -> Row:
+def current_row(op: str, schema: int, values: Sequence[ConfigValue], chunk_size: int, max_rank: int) -> Row:
     """A row of raw results of this schema as it would be written today.
 
     Fields that came later have their neutral value. In schema 1 a tile of more rows than a segment has was cut down to
-    the segment; since then it takes neighbouring segments together, so such a row is one of the smaller tile.
+    the segment; since then it takes neighbouring segments together, so such a row is one of the smaller tile. And an
+    expand that took the whole rank at once loaded one tile ahead, whatever num_stages was.
     """
     named = dict(zip(field_names(op, schema), values))
-    row = [named.get(field.name, field.neutral) for field in FIELDS[op]]
+    row = {field.name: named.get(field.name, field.neutral) for field in FIELDS[op]}
     if schema == 1:
-        for index, field in enumerate(FIELDS[op]):
-            if field.name.endswith("block_m"):
-                row[index] = row_tile(row[index] or 0, chunk_size)
-    return tuple(row)
+        expand = "expand_" if op == "add_lora" else ""
+        if op != "shrink" and (row[expand + "block_k"] or 0) >= max_rank:
+            row[expand + "num_stages"] = 1
+        row |= {name: row_tile(rows or 0, chunk_size) for name, rows in row.items() if name.endswith("block_m")}
+    return tuple(row.values())
 
 
 def _value_fault(field: Field, value: object) -> str | None:
@@ -279,8 +281,9 @@ def _expand_shared(row: Mapping[str, int], max_rank: int, itemsize: int) -> int:
     h_tile, b_tile, base_tile = row["block_m"] * depth, row["block_n"] * depth, row["block_m"] * row["block_n"]
     if depth < max_rank:  # the steps along the rank are pipelined
         return max(row["num_stages"] * (h_tile + b_tile), base_tile) * itemsize
-    # The whole rank at once: h is loaded once, and the next tile's weights and base wait in registers.
-    return max(h_tile + b_tile, base_tile) * itemsize
+    if row["num_stages"] > 1:  # the whole rank at once: h is loaded once, weights and base are pipelined
+        return (h_tile + row["num_stages"] * (b_tile + base_tile)) * itemsize
+    return max(h_tile + b_tile, base_tile) * itemsize  # the next tile's weights and base wait in registers
 
 
 def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> str | None:

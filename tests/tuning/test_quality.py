@@ -119,4 +119,4 @@ def test_few_compilations_lead_near_the_best(tmp_path: Path) -> None:
         hidden_of(one.task, to_row(space.shortlist(one.task, H200, 1)[0][0])) / one.record.finalists[0].p50_us  # type: ignore[union-attr]
         for one in sample
     ]
-    assert statistics.mean(guessed) > 1.05  # what the model would have taken without a measurement
+    assert statistics.mean(guessed) > 1.03  # what the model would have taken without a measurement

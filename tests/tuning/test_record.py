@@ -197,6 +197,7 @@ def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None
         [[37, 5, 32, 10.1, 7.12], [8, 8, 8, 9.0, 5.0]],
     ]
     older, newer = document["records"]
-    assert older["default"]["row"] == [16, *DEFAULT[1:]]
-    assert [finalist["row"] for finalist in older["finalists"]] == [[*BEST[:-1], False]]
+    # Tiles of one segment, and the whole rank (12) with one tile ahead.
+    assert older["default"]["row"] == [16, *DEFAULT[1:5], 1, *DEFAULT[6:]]
+    assert [finalist["row"] for finalist in older["finalists"]] == [[*BEST[:5], 1, BEST[6], False]]
     assert [finalist["row"] for finalist in newer["finalists"]] == [[*BEST]]

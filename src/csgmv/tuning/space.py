@@ -43,10 +43,17 @@ VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1, 2, 3, 4),
         "maxnreg": (None, 128, 168),
+        "prefetch": (False, True),
     },
 }
+# What did well on large batches (H200, 30,720 tokens, rank 64) although the model thinks little of it: one wave of
+# programs whose tiles are as large as registers and shared memory allow. Tried first where tiles get that full.
+SEEDS: Mapping[str, tuple[Part, ...]] = {
+    "shrink": (ShrinkConfig(256, 64, 64, column_tiles=3), ShrinkConfig(128, 128, 64)),
+    "expand": (ExpandConfig(64, 128, rules.MAX_RANK, column_tiles=8),),
+}
 # Fields that the grid leaves to the walk: what goes with a tiling is one choice for all keys.
-_WALKED = ("num_warps", "num_stages", "maxnreg")
+_WALKED = ("num_warps", "num_stages", "maxnreg", "prefetch")
 _PIPELINE = 64 << 10  # bytes on their way in one program, beyond which more stages bring little
 _CROWDED = 8  # programs an SM, beyond which splitting input_dim further brings nothing
 
@@ -113,10 +120,21 @@ def shortlist(
         if best[tile][0] <= 1.5 * best[ordered[0]][0]:
             leaders.setdefault(("block_m", tile[0]), tile)
             leaders.setdefault(("split_k", tile[-1]), tile)
-    chosen = list(dict.fromkeys([*sorted(set(leaders.values()), key=ordered.index), *ordered]))[:most]
+    chosen = dict.fromkeys([*sorted(set(leaders.values()), key=ordered.index), *ordered])
+    configs = list(dict.fromkeys([*_seeds(task, device), *(best[tile][1] for tile in chosen)]))[:most]
     pruned = Counter(pruned)
-    pruned["slower by the model of bytes and waves"] = len(guessed) - len(chosen)
-    return [best[tile][1] for tile in chosen], +pruned
+    pruned["slower by the model of bytes and waves"] = len(guessed) - len(configs)
+    return configs, +pruned
+
+
+def _seeds(task: Task, device: Device) -> Iterator[Part]:
+    """SEEDS that the task can use, where an SM gets a tile of 64 rows or more."""
+    if max(batch.tokens for batch in task.deciding) >= 64 * device.sm_count:
+        for seed in SEEDS[task.key.op]:
+            block_k = seed.block_k if task.key.op == "shrink" else rules.rank_step(seed.block_k, task.key.max_rank)
+            config = _plain(replace(seed, block_k=block_k), task.key, device.limits.shared_memory)
+            if usable(config, task, device):
+                yield config
 
 
 def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[tuple[str, Part]]:
@@ -158,7 +176,7 @@ def _grid(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Count
     for combination in itertools.product(*(values[name] for name in names)):
         fields: dict[str, Any] = dict(zip(names, combination))
         config: Part = ShrinkConfig(**fields) if key.op == "shrink" else ExpandConfig(**fields)
-        config = _plain(config, key)
+        config = _plain(config, key, limits.shared_memory)
         if config.block_m not in _row_blocks(key.chunk_size) or not _sensible(config, key):
             continue
         fault = rules.resource_fault(to_row(config), key, limits)
@@ -181,14 +199,22 @@ def _merges(block_m: int, task: Task) -> bool:
     return block_m <= max(rules.row_tile(256, task.key.chunk_size), rules.power_of_two(rows))
 
 
-def _plain(config: Part, key: rules.Key) -> Part:
+def _plain(config: Part, key: rules.Key, shared_memory: int) -> Part:
     """The pipeline and the warps that go with a tiling, the same at every key of a family."""
     tiles = config.column_tiles if isinstance(config, ShrinkConfig) else 1
-    warps = 8 if config.block_m * config.block_n * tiles > 128 * 128 else 4
-    if isinstance(config, ExpandConfig):
-        return replace(config, num_warps=warps, num_stages=1 if config.block_k >= key.max_rank else 2)
-    stage = (config.block_m + config.block_n * tiles) * config.block_k * rules.DTYPE_BYTES[key.dtype]
-    return replace(config, num_warps=warps, num_stages=max(2, min(4, 1 + _PIPELINE // stage)))
+    alone = config.block_m * config.block_n * tiles > 128 * 128  # its sums leave no room for another program on the SM
+    warps = 8 if alone else 4
+    itemsize = rules.DTYPE_BYTES[key.dtype]
+    if isinstance(config, ShrinkConfig):
+        stage = (config.block_m + config.block_n * tiles) * config.block_k * itemsize
+        room = shared_memory if alone else 3 * _PIPELINE // 2
+        return replace(config, num_warps=warps, num_stages=max(2, min(4, room // stage)))
+    if config.block_k < key.max_rank:
+        return replace(config, num_warps=warps, num_stages=2)
+    if config.block_m < 64 or config.column_tiles == 1:
+        return replace(config, num_warps=warps, num_stages=1)
+    stage = (config.block_m + config.block_k) * config.block_n * itemsize
+    return replace(config, num_warps=warps, num_stages=max(1, min(4, 3 * _PIPELINE // (2 * stage))))
 
 
 def _split(grid: tuple[Part, ...], task: Task, device: Device) -> Iterator[Part]:
@@ -232,6 +258,7 @@ def _sensible(config: Part, key: rules.Key) -> bool:
         and config.block_n < 2 * max(32, widest)
         and whole_rank // 2 <= config.block_k <= whole_rank
         and (walks or config.num_stages == 1)
+        and (not config.prefetch or (config.num_stages > 1 and config.block_k >= key.max_rank))
     )
 
 
@@ -299,19 +326,23 @@ def _expand_cost(config: ExpandConfig, key: rules.Key, batch: Batch, itemsize: i
     run = config.block_n * config.column_tiles
     programs = tiles.programs * sum(-(-width // run) for width in key.slice_widths)
     rank_steps = -(-key.max_rank // config.block_k)
-    # With the whole rank in one step, the next tile's weights and base are loaded while this one is computed.
+    # With the whole rank in one step, the next tiles' weights and base are loaded while this one is computed.
     waits = 1 + config.column_tiles / 3 if rank_steps == 1 else config.column_tiles * (1 + rank_steps / 2)
     tile = (config.block_n * config.block_k + tiles.rows * config.block_n) * itemsize
+    ahead = config.num_stages - 1 if rank_steps == 1 else 0  # tiles on their way through shared memory
     held = (config.block_n * config.num_stages + config.block_m) * config.block_k * itemsize
+    if ahead:
+        held += config.num_stages * config.block_m * config.block_n * itemsize
     every_run = tiles.programs * tiles.runs
     weights, h = every_run * output_dim * key.max_rank, programs * tiles.runs * tiles.rows * key.max_rank
     return _Cost(
         programs=programs,
         waits=waits * tiles.runs,
         issues=config.column_tiles * rank_steps * tiles.runs,
-        in_flight=tile * (2 if rank_steps == 1 and config.column_tiles > 1 else 1),
+        in_flight=tile * max(ahead, 2 if rank_steps == 1 and config.column_tiles > 1 else 1),
         shared=held,
-        accumulators=config.block_m * config.block_n * 2,  # the base tile is held beside the sums
+        # The base tile is held beside the sums, and the next one, too, unless they wait in shared memory.
+        accumulators=config.block_m * config.block_n * (3 if ahead else 4) // 2,
         traffic=(weights + 2 * batch.tokens * output_dim + h) * itemsize,
         dram=(2 * batch.tokens * output_dim + batch.adapters * output_dim * key.max_rank) * itemsize,
         dots=every_run * config.block_m * output_dim * key.max_rank,
@@ -376,7 +407,8 @@ def _splits_that_fit(config: Part, key: rules.Key) -> int:
 
 def _launches_that_fit(config: Part, key: rules.Key, limits: rules.Limits) -> int:
     fit = 0
-    for walked in itertools.product(*(VALUES[key.op][name] for name in _WALKED)):
-        change: dict[str, Any] = dict(zip(_WALKED, walked))
+    walks = {name: values for name, values in VALUES[key.op].items() if name in _WALKED}
+    for walked in itertools.product(*walks.values()):
+        change: dict[str, Any] = dict(zip(walks, walked))
         fit += rules.resource_fault(to_row(replace(config, **change)), key, limits) is None
     return fit
