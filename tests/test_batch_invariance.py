@@ -101,8 +101,12 @@ def test_a_rows_bits_do_not_depend_on_its_batch(op: str, dtype: torch.dtype) -> 
         assert torch.equal(other, alone), batch
 
 
+# On a GPU expand's float32 sums go along the rank one by one, in whatever steps that is walked: split_k is what tells.
+DIFFERING = rules.OPS if DEVICE == "cpu" else ("shrink", "add_lora")
+
+
 @pytest.mark.usefixtures("rows_alike")
-@pytest.mark.parametrize("op", rules.OPS)
+@pytest.mark.parametrize("op", DIFFERING)
 def test_they_do_without_the_flag(op: str) -> None:
     """What the test above shows would otherwise not hold: the table's rows sum in different orders."""
     found = {bytes(our_row(op, torch.float32, *batch).tolist()) for batch in BATCHES}

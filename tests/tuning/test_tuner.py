@@ -208,7 +208,7 @@ def test_without_a_gpu_tune_says_so(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_a_small_layer_is_tuned_from_end_to_end(tmp_path: Path) -> None:
     """On the GPU: compiled in other processes, checked, timed, and recorded with resources; nothing fails."""
-    plan = Plan((LayerShape("o", 192, (64, 32)),), 24, chunk_sizes=(16,), tokens=(40,))
+    plan = Plan((LayerShape("o", 192, (64, 32)),), 24, chunk_sizes=(16,), tokens=(40,), adapters=(8,))
     summary = tuner.tune(plan, tmp_path, processes=4)
     assert summary[:4] == (3, 0, 0, 0)
     assert summary.measuring > 0
