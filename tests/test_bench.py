@@ -115,6 +115,18 @@ def test_a_figure_has_errors_times_and_floor(op):
 
 
 @pytest.mark.skipif(not launch.INTERPRETED, reason="runs kernels on the CPU")
+def test_a_batch_invariant_launch_is_checked_and_timed_too(timeless):
+    """By the config that such a launch gets, which has tiles of 16 rows."""
+    figure = bench.figure(tiny("shrink"), CPU, bandwidth=1e6, invariant=True)
+    assert figure.right
+    assert figure.invariant_us == 20.0
+    assert figure.invariant_error <= workload.TOLERANCE[torch.float16]
+    assert figure.invariant_config is not None
+    assert figure.invariant_config["block_m"] == timeless[-1].block_m == 16
+    assert bench.figure(tiny("shrink"), CPU, bandwidth=1e6).invariant_config is None
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="runs kernels on the CPU")
 @pytest.mark.usefixtures("timeless")
 def test_a_report_has_a_figure_a_case(monkeypatch):
     """Two operations of two layers of which one shape is shared: three figures, and all that the note needs."""

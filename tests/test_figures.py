@@ -33,13 +33,28 @@ def test_a_dimension_says_what_is_mapped_to_what(op, dimension):
 
 def test_speed_up_and_fraction_are_of_the_tuned_time():
     """120 µs against 48 is 2.5 times; a floor of 30 is 62 % of the way."""
-    assert RIGHT.cells[-6:] == ["120.0", "48.0", "2.50×", "30.0", "62%", "exact"]
+    assert RIGHT.cells[-8:] == ["120.0", "48.0", "2.50×", "30.0", "62%", "-", "-", "exact"]
 
 
 def test_a_wrong_result_has_no_speed():
     """Neither a time nor a speed-up is printed for it, but its error is."""
     assert not WRONG.right
-    assert WRONG.cells[-6:] == ["120.0", "WRONG: 5.0e-01", "-", "30.0", "-", "exact"]
+    assert WRONG.cells[-8:] == ["120.0", "WRONG: 5.0e-01", "-", "30.0", "-", "-", "-", "exact"]
+
+
+def test_what_batch_invariance_costs_is_told_if_asked():
+    """Two columns more, and what they mean; a wrong result has no time there either."""
+    asked = replace(RIGHT, invariant_config={"block_m": 16}, invariant_error=1e-3, invariant_us=60.0)
+    wrong = replace(asked, invariant_error=0.5, invariant_us=None)
+    assert asked.right
+    assert not wrong.right
+    lines = report(asked, wrong, RIGHT).markdown().splitlines()
+    assert lines[0].endswith("| of floor | invariant µs | ÷ tuned | config |")
+    assert lines[2].endswith("| 62% | 60.0 | 1.25× | exact |")
+    assert lines[3].endswith("| 62% | WRONG: 5.0e-01 | - | exact |")
+    assert lines[4].endswith("| 62% | - | - | exact |")
+    assert "batch_invariant=True" in report(asked).note()
+    assert "invariant" not in report(RIGHT).markdown()
 
 
 def test_a_batch_that_all_rows_share_stands_in_the_note():

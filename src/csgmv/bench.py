@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help="also add_lora"
     )
+    batch.add_argument("--batch-invariant", action="store_true", help="time batch_invariant=True as well")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--host",
@@ -179,18 +180,27 @@ def copy_bandwidth(device: torch.device) -> float:
     return bandwidth
 
 
-def figure(case: Case, device: torch.device, bandwidth: float) -> Figure:
-    """Check and time one case. `bandwidth`: bytes per second that a copy moves."""
+def figure(case: Case, device: torch.device, bandwidth: float, invariant: bool = False) -> Figure:
+    """Check and time one case.
+
+    Args:
+        case: what to measure.
+        device: a GPU.
+        bandwidth: bytes per second that a copy moves.
+        invariant: time a launch with batch_invariant=True as well.
+    """
     first = _workload(case, device)
     key = first.key(case.op)
     choice = dispatch.choose(key, device)
-    configs = (config.default_config(key, dispatch.device_limits(device)), choice.config)
+    configs = [config.default_config(key, dispatch.device_limits(device)), choice.config]
+    if invariant:
+        configs.append(dispatch.choose(key, device, True).config)
     errors = [first.error(case.op, each) for each in configs]
     right = [error <= workload.TOLERANCE[first.x.dtype] for error in errors]  # False for NaN
     moved = first.moved_bytes(case.op)
     works = [first, *(_workload(case, device, seed) for seed in range(1, measure.num_copies(moved, device)))]
     timed = iter(times(works, case.op, [each for each, fine in zip(configs, right) if fine]) if any(right) else ())
-    default_us, tuned_us = (next(timed) if fine else None for fine in right)
+    default_us, tuned_us, *invariant_us = (next(timed) if fine else None for fine in right)
     return Figure(
         case=case,
         step=choice.step,
@@ -201,6 +211,9 @@ def figure(case: Case, device: torch.device, bandwidth: float) -> Figure:
         default_us=default_us,
         tuned_us=tuned_us,
         floor_us=moved / bandwidth * 1e6,
+        invariant_config=_named(configs[2]) if invariant else None,
+        invariant_error=errors[2] if invariant else 0.0,
+        invariant_us=invariant_us[0] if invariant else None,
     )
 
 
@@ -215,7 +228,7 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
     measured = []
     for number, case in enumerate(everything, start=1):
         columns.progress(f"{number}/{len(everything)} {case.op} {case.dimension}, chunk size {case.chunk_size}")
-        measured.append(figure(case, device, bandwidth))
+        measured.append(figure(case, device, bandwidth, args.batch_invariant))
     columns.progress("")
     return Report(
         figures=measured,

@@ -43,6 +43,7 @@ class Figure:
         default_error, tuned_error: the largest error relative to the largest value of the float32 reference.
         default_us, tuned_us: median time of a call.
         floor_us: time in which the bytes that must move could be copied.
+        invariant_config, invariant_error, invariant_us: the same of a launch with batch_invariant=True, if asked for.
     """
 
     case: Case
@@ -54,11 +55,15 @@ class Figure:
     default_us: float | None
     tuned_us: float | None
     floor_us: float
+    invariant_config: dict[str, int | bool | None] | None = None
+    invariant_error: float = 0.0
+    invariant_us: float | None = None
 
     @property
     def right(self) -> bool:
-        """Whether both configs gave the reference's result."""
-        return self.default_us is not None and self.tuned_us is not None
+        """Whether every config gave the reference's result."""
+        invariant = self.invariant_config is None or self.invariant_us is not None
+        return self.default_us is not None and self.tuned_us is not None and invariant
 
     @property
     def cells(self) -> list[str]:
@@ -77,6 +82,8 @@ class Figure:
             f"{self.default_us / self.tuned_us:.2f}×" if self.default_us and self.tuned_us else "-",
             f"{self.floor_us:.1f}",
             f"{self.floor_us / self.tuned_us:.0%}" if self.tuned_us else "-",
+            "-" if self.invariant_config is None else _microseconds(self.invariant_us, self.invariant_error),
+            f"{self.invariant_us / self.tuned_us:.2f}×" if self.invariant_us and self.tuned_us else "-",
             self.step,
         ]
 
@@ -94,9 +101,12 @@ HEADER = (
     "speed-up",
     "floor µs",
     "of floor",
+    "invariant µs",
+    "÷ tuned",
     "config",
 )
 _BATCH = slice(3, 6)  # columns that say nothing where every row has the same batch: the method line does then
+_INVARIANT = slice(12, 14)  # columns that are there only if asked for
 
 
 def _microseconds(time: float | None, error: float) -> str:
@@ -120,10 +130,19 @@ class Report:
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows, without the columns of the batch where it is the same one throughout."""
         header, rows = list(HEADER), [figure.cells for figure in self.figures]
-        if len({tuple(row[_BATCH]) for row in rows}) == 1:
-            for row in (header, *rows):
+        unasked = all(figure.invariant_config is None for figure in self.figures)
+        same = len({tuple(row[_BATCH]) for row in rows}) == 1
+        for row in (header, *rows):
+            if unasked:
+                del row[_INVARIANT]
+            if same:
                 del row[_BATCH]
         return header, rows
+
+    def _invariant(self) -> str:
+        if all(figure.invariant_config is None for figure in self.figures):
+            return ""
+        return " invariant: batch_invariant=True, one config for batches of any size, with tiles of 16 rows."
 
     def _batch(self) -> str:
         batches = {
@@ -141,7 +160,7 @@ class Report:
             f"{self.method} Every result was compared with a float32 reference first. "
             f"floor: inputs read once and outputs written once (base_output also read), at the "
             f"{self.copy_bandwidth / 1e12:.2f} TB/s of a device-to-device copy in the same run, bytes read and written "
-            f"both counted. config: the step of the fallback that the tuned config came from."
+            f"both counted. config: the step of the fallback that the tuned config came from.{self._invariant()}"
         )
 
     def text(self, width: int | None) -> str:
