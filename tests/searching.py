@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from csgmv import rules
-from csgmv.tuning import space
+from csgmv.tuning import model
 from csgmv.tuning.compile import Binary
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.hunt import Shared
@@ -17,7 +17,7 @@ from csgmv.tuning.record import Archive, Record, Run
 from csgmv.tuning.search import search
 from csgmv.tuning.worker import Failure
 
-H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 LAUNCHES = 10
 RUN = Run("9.0", 132, "580.10", "13.0", "2.11.0+cu130", "0.1.0", "sha256:" + "a" * 64, 0, "2026-11-23", "cold")
 
@@ -56,7 +56,7 @@ def drive(
     bench: FakeBench,
     shared: Shared | None = None,
     broken: Callable[[rules.Row], str | None] = lambda _: None,
-    device: space.Device = H200,
+    device: model.Device = H200,
     compiled: set[rules.Row] | None = None,
 ) -> Record | None:
     """Run a search to its end; `broken` says why a row does not compile, `compiled` holds those that need not be."""

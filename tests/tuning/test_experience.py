@@ -6,7 +6,7 @@ import pytest
 
 from csgmv import rules
 from csgmv.config import ExpandConfig, to_row
-from csgmv.tuning import space
+from csgmv.tuning import model
 from csgmv.tuning.experience import Experience, far_apart
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Task
@@ -27,7 +27,7 @@ def learned() -> Experience:
     experience, at = Experience(H200), task(16)
     factors = {GOOD: 0.5, BAD: 2.0, PLAIN: 1.0}
     screened = {
-        to_row(config): Screening(factor * space.predicted_us(config, at, H200), 3, False)
+        to_row(config): Screening(factor * model.predicted_us(config, at, H200), 3, False)
         for config, factor in factors.items()
     }
     experience.learn(at, screened)
@@ -35,7 +35,7 @@ def learned() -> Experience:
 
 
 def correction(experience: Experience, config: ExpandConfig, at: Task, like: ExpandConfig | None = None) -> float:
-    return experience.estimate(config, at, like=like) / space.predicted_us(config, at, H200)
+    return experience.estimate(config, at, like=like) / model.predicted_us(config, at, H200)
 
 
 def test_where_nothing_is_known_the_model_is_believed() -> None:
@@ -68,7 +68,7 @@ def test_only_what_differs_within_a_key_counts() -> None:
     """A GPU that is twice as slow as the model throughout teaches nothing."""
     experience, at = Experience(H200), task(16)
     configs = (GOOD, BAD, PLAIN)
-    experience.learn(at, {to_row(c): Screening(2 * space.predicted_us(c, at, H200), 3, False) for c in configs})
+    experience.learn(at, {to_row(c): Screening(2 * model.predicted_us(c, at, H200), 3, False) for c in configs})
     assert [correction(experience, config, NEAR) for config in configs] == pytest.approx([1.0] * 3)
 
 

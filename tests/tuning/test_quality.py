@@ -11,7 +11,7 @@ from pathlib import Path
 from csgmv import rules
 from csgmv.config import ExpandConfig, ShrinkConfig, from_row, to_row
 from csgmv.models import LayerShape
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Plan, Task
 from csgmv.tuning.record import Record
@@ -27,7 +27,7 @@ def quirk(*what: object) -> float:
     return 1 + 0.12 * (int.from_bytes(digest, "little") / 2**32 - 0.5)
 
 
-def hidden_us(config: space.Part, key: rules.Key, batch: Batch) -> float:
+def hidden_us(config: model.Part, key: rules.Key, batch: Batch) -> float:
     """Nothing like the model: a sweet spot of bytes in flight an SM, a number of sums that each warp likes, waves.
 
     All configs are off by a quirk of their own.

@@ -10,7 +10,7 @@ import pytest
 
 from csgmv import records, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, from_row
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.hunt import LEADERS, Shared
 from csgmv.tuning.plan import Batch, Task, family
@@ -200,7 +200,7 @@ def test_what_was_learned_at_one_key_is_tried_at_the_next() -> None:
         drive(task, FakeBench(cost), shared, compiled=compiled)
     task = Task(EXPAND.key._replace(segment_bucket=32), (Batch(1900, 8, 32),))
     guesses = [shared.experience.estimate(config, task) for config in (BEST_EXPAND, OTHER_EXPAND)]
-    plain = [space.predicted_us(config, task, H200) for config in (BEST_EXPAND, OTHER_EXPAND)]
+    plain = [model.predicted_us(config, task, H200) for config in (BEST_EXPAND, OTHER_EXPAND)]
     record = drive(task, FakeBench(cost), shared, compiled=compiled)
     assert record is not None
     if any(cost(row) == 10.0 for row in compiled):

@@ -15,8 +15,8 @@ from csgmv import checks, records, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import tuner
 from csgmv.tuning.lab import Screening
+from csgmv.tuning.model import Device
 from csgmv.tuning.plan import Batch, Plan, Task, family, parts
-from csgmv.tuning.space import Device
 from csgmv.tuning.tuner import RemoteBench, Session, Step, schedule
 from csgmv.tuning.worker import Failure
 from searching import Farm, archive

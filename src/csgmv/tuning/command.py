@@ -16,14 +16,14 @@ import torch
 
 from csgmv import rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.plan import ADAPTERS, CHUNK_SIZES, TOKENS, Plan, Task
 from csgmv.tuning.tuner import Step, tune
 
 NO_GPU = 2
 FAILED = 1
 # What --dry-run assumes where there is no GPU: an H200.
-_H200 = space.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+_H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -120,7 +120,7 @@ def _dry_run(plan: Plan) -> int:
         from csgmv import dispatch
 
         current = torch.device("cuda", torch.cuda.current_device())
-        device = space.Device(
+        device = model.Device(
             dispatch.device_limits(current), torch.cuda.get_device_properties(current).multi_processor_count
         )
     else:

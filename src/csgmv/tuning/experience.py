@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from csgmv import rules
 from csgmv.config import AddLoraConfig, from_row, to_row
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Task, family
 
@@ -23,7 +23,7 @@ _KIN = 2.0  # octaves that a config of the same tiling, but another pipeline, is
 class Experience:
     """How far configs were off the model, at which keys."""
 
-    def __init__(self, device: space.Device) -> None:
+    def __init__(self, device: model.Device) -> None:
         """Nothing is known."""
         self._device = device
         self._seen: dict[tuple[rules.Key, rules.Row], list[tuple[tuple[float, ...], float]]] = {}
@@ -35,7 +35,7 @@ class Experience:
         for row, screening in screened.items():
             config = from_row(task.key.op, row)
             assert not isinstance(config, AddLoraConfig)
-            off[config] = math.log(screening.p50_us / space.predicted_us(config, task, self._device))
+            off[config] = math.log(screening.p50_us / model.predicted_us(config, task, self._device))
         if not off:
             return
         usual, place, kind = statistics.median(off.values()), _place(task.key), family(task.key)
@@ -44,13 +44,13 @@ class Experience:
             self._kin.setdefault((kind, space.tiling(config)), []).append((place, by - usual))
 
     def estimate(
-        self, config: space.Part, task: Task, *, paired: bool = False, like: space.Part | None = None
+        self, config: model.Part, task: Task, *, paired: bool = False, like: model.Part | None = None
     ) -> float:
         """The model's guess, in microseconds, corrected by what is known of this config at the nearest keys.
 
         Where nothing is, by what is known of its tiling, or of the config that it is `like`.
         """
-        guess = space.predicted_us(config, task, self._device, paired=paired)
+        guess = model.predicted_us(config, task, self._device, paired=paired)
         place, kind = _place(task.key), family(task.key)
         seen, far = self._seen.get((kind, to_row(config))), 0.0
         if seen is None and like is not None:

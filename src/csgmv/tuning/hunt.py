@@ -11,7 +11,7 @@ from typing import NamedTuple, Union
 
 from csgmv import rules
 from csgmv.config import AddLoraConfig, from_row
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.compile import Binary
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.plan import Task, family
@@ -58,7 +58,7 @@ class Shared:
 class Hunt:
     """One key's search under way."""
 
-    def __init__(self, task: Task, device: space.Device, bench: Bench, shared: Shared, missing: Missing) -> None:
+    def __init__(self, task: Task, device: model.Device, bench: Bench, shared: Shared, missing: Missing) -> None:
         """`missing` tells how many binaries of a row would have to be compiled."""
         self.ranking = Ranking(space.default_row(task.key, device.limits))
         self.task, self.device, self.shared = task, device, shared
@@ -114,7 +114,7 @@ class Hunt:
             ranking.max_error = max(ranking.max_error, error)
 
 
-def part_of(op: str, row: rules.Row) -> space.Part:
+def part_of(op: str, row: rules.Row) -> model.Part:
     """The config of one kernel that a row stands for."""
     config = from_row(op, row)
     assert not isinstance(config, AddLoraConfig)

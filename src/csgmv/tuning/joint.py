@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from csgmv import rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, from_row, to_row
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Search, in_turns, part_of
 from csgmv.tuning.plan import Task, parts
 
@@ -37,7 +37,7 @@ class Joint:
         self._hunt, self._device = hunt, hunt.device
         shrink, expand = (hunt.task._replace(key=part) for part in parts(hunt.task.key))
         self._tasks: dict[str, Task] = {"shrink": shrink, "expand": expand}
-        self._guesses: dict[space.Part, float] = {}
+        self._guesses: dict[model.Part, float] = {}
 
     def run(self) -> Search:
         """Screen splits, then parts, then neighbours; the later keys of a family stop once that gains nothing."""
@@ -88,7 +88,7 @@ class Joint:
         """The second part's configs, the most promising first."""
         return self._ordered(config for config in self._proposed("expand") if isinstance(config, ExpandConfig))
 
-    def _proposed(self, op: str) -> list[space.Part]:
+    def _proposed(self, op: str) -> list[model.Part]:
         """A part's grid, what it was searched with by itself, and what pairs of the family were made of."""
         task, hunt = self._tasks[op], self._hunt
         grid, pruned = space.shortlist(
@@ -111,7 +111,7 @@ class Joint:
         found = [part_of(config.op, row) for row in in_turns(guesses)]
         return [other for other in found if isinstance(other, type(config))]
 
-    def _guess(self, config: space.Part, like: space.Part | None = None) -> float:
+    def _guess(self, config: model.Part, like: model.Part | None = None) -> float:
         if config not in self._guesses:
             task = self._tasks[config.op]
             self._guesses[config] = self._hunt.shared.experience.estimate(config, task, paired=True, like=like)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from csgmv.config import to_row
-from csgmv.tuning import space
+from csgmv.tuning import model, space
 from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Missing, Search, Shared, in_turns, part_of
 from csgmv.tuning.joint import Joint
 from csgmv.tuning.plan import Task, parts
@@ -33,7 +33,7 @@ EXPLORE = {
 
 def search(
     task: Task,
-    device: space.Device,
+    device: model.Device,
     bench: Bench,
     shared: Shared,
     missing: Missing,
@@ -66,7 +66,7 @@ def _explore(hunt: Hunt) -> Search:
     pooled = [
         config for config in (part_of(task.key.op, row) for row in hunt.pool) if space.usable(config, task, device)
     ]
-    pooled = sorted(pooled, key=lambda config: space.predicted_us(config, task, device))[:SHORTLIST]
+    pooled = sorted(pooled, key=lambda config: model.predicted_us(config, task, device))[:SHORTLIST]
     pooled.sort(key=lambda config: estimate(config, task))
     rounds = EXPLORE[hunt.leads]
     # What is compiled already comes first; the shortlist begins with configs that are unlike each other.

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Union
+from typing import Any
 
 from csgmv import rules
 from csgmv.config import ExpandConfig, ShrinkConfig, default_config, to_row
-from csgmv.tuning.plan import Batch, Task, parts
+from csgmv.tuning.model import Device, Part, predicted_us, row_tiles
+from csgmv.tuning.plan import Task, parts
 
-Part = Union[ShrinkConfig, ExpandConfig]
 Estimate = Callable[[Part, Task], float]
 
 # The values that the search takes, per field, in the order in which it walks from one to its neighbours.
@@ -56,26 +55,6 @@ SEEDS: Mapping[str, tuple[Part, ...]] = {
 _WALKED = ("num_warps", "num_stages", "maxnreg", "prefetch")
 _PIPELINE = 64 << 10  # bytes on their way in one program, beyond which more stages bring little
 _CROWDED = 8  # programs an SM, beyond which splitting input_dim further brings nothing
-
-# What the model assumes of an SM: bytes per microsecond out of DRAM and L2, dot operations per microsecond (wgmma from
-# 64 rows on, mma below), microseconds. Fitted to the candidates of the committed sweeps on an H200: of the eight that
-# it finds best at a key, one is within 2 % (expand) to 4 % (shrink) of the best of all that were measured, on average.
-_DRAM_PER_SM = 36e3
-_L2_PER_SM = 110e3
-_DOTS_PER_SM = {True: 5e6, False: 1e6}
-_LATENCY = 0.15  # of a load that waits for the one before
-_START = 1.2  # of a program: segment → adapter → rank → rows, each load waiting for the one before
-_LAUNCH = 3.0
-_ISSUE = 0.07  # of a step of one tile whose threads hold 64 sums each
-_REGISTERS = 70  # a thread, beside the sums
-_OVERLAP = 1.4  # exponent of the norm that joins what DRAM, L2, dots, latencies and waves take: 1 is the sum
-
-
-class Device(NamedTuple):
-    """What the space has to know of a GPU."""
-
-    limits: rules.Limits
-    sm_count: int
 
 
 def default_row(key: rules.Key, limits: rules.Limits) -> rules.Row | None:
@@ -231,7 +210,7 @@ def splits(config: ShrinkConfig, task: Task, device: Device) -> Iterator[ShrinkC
     yield config if config.split_k == 1 else replace(config, split_k=1)
     columns = task.key.num_slices * task.key.max_rank
     groups = -(-columns // (config.block_n * config.column_tiles))
-    programs = groups * min(_tiles(config.block_m, task.key, batch).programs for batch in task.deciding)
+    programs = groups * min(row_tiles(config.block_m, task.key, batch).programs for batch in task.deciding)
     if rules.resource_fault(to_row(replace(config, split_k=2)), task.key, device.limits) is not None:
         return  # float32 partials take more than what the grid was held against
     for split_k in VALUES["shrink"]["split_k"][1:]:
@@ -260,127 +239,6 @@ def _sensible(config: Part, key: rules.Key) -> bool:
         and (walks or config.num_stages == 1)
         and (not config.prefetch or (config.num_stages > 1 and config.block_k >= key.max_rank))
     )
-
-
-class _Tiles(NamedTuple):
-    """How a batch's rows fall to programs (those of one tile of columns)."""
-
-    programs: int
-    runs: float  # tiles that a program works on one after the other: it has rows of so many adapters
-    rows: float  # of a run
-
-
-def _tiles(block_m: int, key: rules.Key, batch: Batch) -> _Tiles:
-    """A segment is cut into tiles; or, where tiles are larger, several segments are taken together."""
-    group = block_m // key.chunk_size
-    if group < 2:
-        rows = min(-(-batch.tokens // batch.num_segments), block_m)
-        return _Tiles(max(batch.num_segments, -(-batch.tokens // rows)), 1, rows)
-    programs = -(-batch.num_segments // group)
-    segments_of_one = max(1.0, batch.num_segments / batch.adapters)
-    runs = min(group, batch.num_segments, 1 + (group - 1) / segments_of_one)
-    return _Tiles(programs, runs, batch.tokens / (programs * runs))
-
-
-class _Cost(NamedTuple):
-    """What the model knows of a launch. Units: bytes, multiply-adds; of one program unless stated otherwise."""
-
-    programs: int
-    waits: float  # loads that wait for each other
-    issues: float  # steps, of one tile of sums each
-    in_flight: float  # bytes on their way at a time
-    shared: int
-    accumulators: int  # numbers
-    traffic: float  # bytes out of L2, of all programs
-    dram: float  # bytes that the launch must move at least
-    dots: float  # of all programs
-    launches: int = 1
-
-
-def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: int, paired: bool) -> _Cost:
-    columns = key.num_slices * key.max_rank
-    tiles = _tiles(config.block_m, key, batch)
-    width = config.block_n * config.column_tiles
-    programs = tiles.programs * -(-columns // width) * config.split_k
-    steps = -(-key.input_dim // (config.block_k * config.split_k))
-    stage = (tiles.rows + min(width, columns)) * config.block_k * itemsize
-    partials = batch.tokens * columns * (itemsize if config.split_k == 1 else 8 * config.split_k)
-    depth = config.num_stages - 1
-    return _Cost(
-        programs=programs,
-        waits=-(-steps // depth) * tiles.runs,
-        issues=steps * config.column_tiles * tiles.runs,
-        in_flight=min(depth, steps) * stage,
-        shared=config.num_stages * (config.block_m + width) * config.block_k * itemsize,
-        accumulators=config.block_m * width,
-        traffic=programs * tiles.runs * steps * stage + partials,
-        dram=(batch.tokens + batch.adapters * columns) * key.input_dim * itemsize + partials,
-        dots=programs * tiles.runs * steps * config.block_m * width * config.block_k,
-        launches=1 if config.split_k == 1 or paired else 2,
-    )
-
-
-def _expand_cost(config: ExpandConfig, key: rules.Key, batch: Batch, itemsize: int) -> _Cost:
-    output_dim = sum(key.slice_widths)
-    tiles = _tiles(config.block_m, key, batch)
-    run = config.block_n * config.column_tiles
-    programs = tiles.programs * sum(-(-width // run) for width in key.slice_widths)
-    rank_steps = -(-key.max_rank // config.block_k)
-    # With the whole rank in one step, the next tiles' weights and base are loaded while this one is computed.
-    waits = 1 + config.column_tiles / 3 if rank_steps == 1 else config.column_tiles * (1 + rank_steps / 2)
-    tile = (config.block_n * config.block_k + tiles.rows * config.block_n) * itemsize
-    ahead = config.num_stages - 1 if rank_steps == 1 else 0  # tiles on their way through shared memory
-    held = (config.block_n * config.num_stages + config.block_m) * config.block_k * itemsize
-    if ahead:
-        held += config.num_stages * config.block_m * config.block_n * itemsize
-    every_run = tiles.programs * tiles.runs
-    weights, h = every_run * output_dim * key.max_rank, programs * tiles.runs * tiles.rows * key.max_rank
-    return _Cost(
-        programs=programs,
-        waits=waits * tiles.runs,
-        issues=config.column_tiles * rank_steps * tiles.runs,
-        in_flight=tile * max(ahead, 2 if rank_steps == 1 and config.column_tiles > 1 else 1),
-        shared=held,
-        # The base tile is held beside the sums, and the next one, too, unless they wait in shared memory.
-        accumulators=config.block_m * config.block_n * (3 if ahead else 4) // 2,
-        traffic=(weights + 2 * batch.tokens * output_dim + h) * itemsize,
-        dram=(2 * batch.tokens * output_dim + batch.adapters * output_dim * key.max_rank) * itemsize,
-        dots=every_run * config.block_m * output_dim * key.max_rank,
-    )
-
-
-def predicted_us(config: Part, task: Task, device: Device, *, paired: bool = False) -> float:
-    """Roughly how long a launch takes, in microseconds: good enough to tell hopeless configs from candidates.
-
-    The geometric mean over the batches that decide. `paired`: as a part of add_lora.
-    """
-    if task.tuned_on == 1:
-        return _predicted(config, task.key, task.batches[0], device, paired)
-    return statistics.geometric_mean(_predicted(config, task.key, batch, device, paired) for batch in task.deciding)
-
-
-def _predicted(config: Part, key: rules.Key, batch: Batch, device: Device, paired: bool) -> float:
-    itemsize = rules.DTYPE_BYTES[key.dtype]
-    if isinstance(config, ShrinkConfig):
-        cost = _shrink_cost(config, key, batch, itemsize, paired)
-    else:
-        cost = _expand_cost(config, key, batch, itemsize)
-    threads = 32 * config.num_warps
-    wanted, cap = cost.accumulators / threads + _REGISTERS, config.maxnreg or rules.REGISTERS_PER_THREAD
-    registers = min(wanted, cap) * threads
-    resident = max(1.0, min(device.limits.shared_memory // cost.shared, device.limits.registers // registers, 16))
-    slots = device.sm_count * resident
-    busy = min(device.sm_count, cost.programs)
-    program_us = _START + _LATENCY * cost.waits + _ISSUE * cost.issues * cost.accumulators / (64 * threads)
-    shares = (
-        cost.dram / (_DRAM_PER_SM * busy),
-        cost.traffic / (_L2_PER_SM * busy),
-        cost.traffic * _LATENCY / (min(cost.programs, slots) * cost.in_flight),
-        cost.dots / (_DOTS_PER_SM[config.block_m >= 64] * busy),
-        max(cost.programs / slots - 1, 0) * program_us,
-    )
-    streaming: float = sum(share**_OVERLAP for share in shares) ** (1 / _OVERLAP)
-    return cost.launches * _LAUNCH + program_us + streaming * (2 if wanted > cap else 1)  # spills
 
 
 def size(key: rules.Key, limits: rules.Limits) -> int:

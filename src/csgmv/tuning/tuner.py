@@ -20,12 +20,13 @@ from csgmv.tuning.environment import current_run
 from csgmv.tuning.experience import Experience, far_apart
 from csgmv.tuning.hunt import Search, Shared
 from csgmv.tuning.lab import Screening, open_lab
+from csgmv.tuning.model import Device
 from csgmv.tuning.plan import Batch, Plan, Task, family, parts
 from csgmv.tuning.race import Bench, Samples
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.search import search
-from csgmv.tuning.space import Device, default_row
+from csgmv.tuning.space import default_row
 from csgmv.tuning.worker import Failure, Worker, prepare
 
 MEASURE_SECONDS = 60.0
