@@ -94,7 +94,7 @@ def read_integers(name: str, values: object, *, least: int = 0, most: int | None
         TypeError, ValueError: it is something else, or a number is out of range; the message begins with the name.
     """
     numbers: list[int] = _whole(name, values).tolist()
-    check_range(name, numbers, least, most)
+    _check_range(name, numbers, least, most)
     return numbers
 
 
@@ -106,7 +106,7 @@ def read_runs(name: str, values: object, *, least: int, most: int) -> tuple[list
     tensor = torch.frombuffer(numbers, dtype=torch.int64) if isinstance(numbers, array) else numbers.long()
     distinct, counts = torch.unique_consecutive(tensor, return_counts=True)
     found: list[int] = distinct.tolist()
-    check_range(name, found, least, most)
+    _check_range(name, found, least, most)
     return counts.tolist(), found
 
 
@@ -121,7 +121,7 @@ def read_gpu_integers(name: str, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def check_range(name: str, numbers: Sequence[int], least: int, most: int | None) -> None:
+def _check_range(name: str, numbers: Sequence[int], least: int, most: int | None) -> None:
     """Raises ValueError, beginning with the name, if a number is less than least or more than most."""
     if not numbers:
         return

@@ -226,11 +226,9 @@ class Segments:
     ) -> tuple[Segments, torch.Tensor]:
         """Segments, and the int32 buffer that they are views of: each 16-byte aligned, the longest one last."""
         sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // 4) * 4)
-        buffer = torch.empty(starts.pop(), dtype=torch.int32, device=device)
-        ranks, scalings, indptr, indices, permutation = (buffer[at : at + n] for at, n in zip(starts, sizes))
+        with_gaps = [part for size in sizes for part in (size, -size % 4)]
+        buffer = torch.empty(sum(with_gaps), dtype=torch.int32, device=device)
+        ranks, scalings, indptr, indices, permutation = buffer.split_with_sizes(with_gaps)[::2]
         scalings = scalings.view(torch.float32)
         return cls(permutation, indptr, indices, ranks, scalings, chunk_size, num_segments, num_tokens), buffer
 
