@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csgmv import grouping
 from csgmv.adapters import Adapters
 from csgmv.grouping import group_tokens, segment_capacity
 from csgmv.segments import Segments
@@ -70,6 +73,27 @@ def test_from_sequences_gathers_every_row_with_an_adapter(batch):
 
 
 @unhurried
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), max_size=40), st.integers(1, 5))
+def test_short_runs_are_gathered_as_long_ones_are(runs, chunk_size):
+    """Row by row or run by run: the same bytes, and both those of the loop."""
+    lens, ids = [length for length, _ in runs], [id_ for _, id_ in runs]
+    ranks = [8, 0, 16, 1]
+    by_row, by_run = grouping._gather_rows(lens, ids, ranks), grouping._gather_runs(lens, ids, ranks)
+    assert by_row == by_run
+    wanted = expected(tokens_of(lens, ids), ranks, chunk_size)
+    assert array("i", by_row.permutation).tolist() == [row for _, rows in wanted for row in rows]
+    assert by_row.cut(chunk_size).num_segments == len(wanted)
+
+
+def test_more_rows_than_are_numbered_beforehand():
+    """A batch beyond the numbers at hand gets more of them, and the next small one is none the worse."""
+    rows = grouping._LEAST_NUMBERED + 5
+    for lens in ([rows, 3, rows], [2, 3, 2]):
+        segments = Segments.from_sequences(lens, [1, 0, 1], [8, 8], [1.0, 1.0], chunk_size=64, device="cpu")
+        assert found(segments) == expected(tokens_of(lens, [1, 0, 1]), [8, 8], 64)
+
+
+@unhurried
 @given(batches())
 def test_from_tokens_equals_from_sequences(batch):
     """Naming the adapter of each token gives the same tensors as naming that of each sequence."""
@@ -92,9 +116,9 @@ def test_device_grouping_finds_the_same_segments_with_a_capacity(batch, data):
     ids = data.draw(st.lists(st.integers(-3, len(ranks) + 2), max_size=60))
     num_segments = segment_capacity(len(ids), len(ranks), chunk_size)
     dtype = data.draw(st.sampled_from([torch.int8, torch.int32, torch.int64]))
-    grouping = group_tokens(torch.tensor(ids, dtype=dtype), torch.tensor(ranks).int(), chunk_size, num_segments)
+    grouped = group_tokens(torch.tensor(ids, dtype=dtype), torch.tensor(ranks).int(), chunk_size, num_segments)
     segments = Segments(
-        grouping.permutation, grouping.seg_indptr, grouping.weight_indices, torch.tensor(ranks),
+        grouped.permutation, grouped.seg_indptr, grouped.weight_indices, torch.tensor(ranks),
         torch.tensor(scalings), chunk_size, num_segments, len(ids),
     )  # fmt: skip
     assert found(segments) == expected(ids, ranks, chunk_size)

@@ -1,4 +1,4 @@
-"""Rows gathered by adapter and cut into segments: torch operations, without a loop, on host or GPU.
+"""Rows gathered by adapter and cut into segments: on the host a loop over runs of rows, on a GPU torch operations.
 
 Gathering the rows of an adapter with a permutation, so that they share its weights, is SGMV (Chen et al., Punica,
 https://arxiv.org/abs/2310.18547). Cutting each gathered group into chunks, so that a long group feeds many programs,
@@ -7,9 +7,19 @@ is sglang's chunked SGMV (https://github.com/sgl-project/sglang, lora/backend/ch
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import itertools
+import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
+from csgmv import rules
+
+_ITEM = 4  # bytes of an int32
+_LEAST_NUMBERED = 2**16  # rows; most batches have fewer, and so find their numbers ready
 
 
 class Grouping(NamedTuple):
@@ -20,24 +30,55 @@ class Grouping(NamedTuple):
     permutation: torch.Tensor
 
 
+class HostGrouping(NamedTuple):
+    """The same three tensors as the bytes of their int32 numbers, which lack only their place in a buffer."""
+
+    seg_indptr: bytes
+    weight_indices: bytes
+    permutation: bytes
+
+    @property
+    def num_segments(self) -> int:
+        """The number of segments, empty ones included."""
+        return len(self.weight_indices) // _ITEM
+
+
 class Gathered(NamedTuple):
     """Rows gathered by adapter, not cut yet; on the host.
 
     Attributes:
-        slot_starts: int64 [num_loras + 1], position of each slot's first row, and last the number of rows.
-        permutation: int64 [rows], as `Segments` describes it.
+        slot_rows: [num_loras], the number of rows of each slot.
+        permutation: bytes of int32 [rows], as `Segments` describes it.
     """
 
-    slot_starts: torch.Tensor
-    permutation: torch.Tensor
+    slot_rows: Sequence[int]
+    permutation: bytes
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of all slots."""
+        return len(self.permutation) // _ITEM
 
     def active_adapters(self) -> int:
         """The number of slots that have rows."""
-        return int(self.slot_starts.diff().count_nonzero())
+        return len(self.slot_rows) - self.slot_rows.count(0)
 
-    def cut(self, chunk_size: int, num_segments: int | None = None) -> Grouping:
+    def cut(self, chunk_size: int, num_segments: int | None = None) -> HostGrouping:
         """Segments of at most chunk_size rows: num_segments of them, the last ones empty; None for no empty ones."""
-        return Grouping(*_cut(self.slot_starts, chunk_size, num_segments), self.permutation)
+        numbers = _row_numbers(max(self.rows, len(self.slot_rows)))
+        positions = memoryview(numbers).cast("i")
+        starts, slots = [], []
+        at = 0
+        for slot, rows in enumerate(self.slot_rows):
+            if rows:
+                starts.append(positions[at : at + rows : chunk_size].tobytes())
+                slots.append(numbers[_ITEM * slot : _ITEM * (slot + 1)] * -(-rows // chunk_size))
+                at += rows
+        seg_indptr, weight_indices = b"".join(starts), b"".join(slots)
+        empty = 0 if num_segments is None else num_segments - len(weight_indices) // _ITEM
+        seg_indptr += struct.pack("i", at) * (empty + 1)
+        weight_indices += struct.pack("i", max(len(self.slot_rows) - 1, 0)) * empty
+        return HostGrouping(seg_indptr, weight_indices, self.permutation)
 
 
 def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
@@ -50,26 +91,52 @@ def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
     return first_rows + (num_tokens - first_rows) // chunk_size if num_loras else 0
 
 
-def gather_runs(lens: torch.Tensor, ids: torch.Tensor, ranks: torch.Tensor) -> Gathered:
-    """Gathers runs of rows by adapter, on the host. Sorts the runs, never the rows.
+def gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+    """Gathers runs of rows by adapter, on the host.
 
     Args:
-        lens: int64 [num_runs], rows of each run; the runs follow one another in x.
-        ids: int64 [num_runs], slot of each run, or -1.
-        ranks: integers [num_loras]; rows of a rank-0 slot are left out.
+        lens: [num_runs], rows of each run; the runs follow one another in x.
+        ids: [num_runs], slot of each run, or -1.
+        ranks: [num_loras]; rows of a rank-0 slot are left out.
     """
-    num_loras = ranks.numel()
-    slots = _slots(ids, ranks)
-    order = torch.argsort(slots, stable=True)
-    first_rows = (lens.cumsum(0) - lens)[order]
-    slot_rows = lens.new_zeros(num_loras + 1).scatter_add_(0, slots, lens)
-    slot_starts = slot_rows.cumsum(0) - slot_rows
-    rows = int(slot_starts[-1])
-    lens = lens.where(slots < num_loras, 0)[order]  # runs without an adapter are last in order, and now empty
-    positions = lens.cumsum(0) - lens
-    permutation = torch.repeat_interleave(first_rows - positions, lens, output_size=rows)
-    permutation += torch.arange(rows, device=lens.device)
-    return Gathered(slot_starts, permutation)
+    # Of 256 runs of one row each, rows are gathered in 15 µs and runs in 45; of 128 rows each, runs in 60.
+    gather = _gather_rows if sum(lens) < 2 * len(lens) else _gather_runs
+    return gather(lens, ids, ranks)
+
+
+def _gather_rows(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+    """For short runs: row by row."""
+    slots: list[list[int]] = [[] for _ in range(len(ranks) + 1)]  # the last one is that of id -1
+    single = lens.count(1) == len(lens)
+    for row, slot in enumerate(ids if single else itertools.chain.from_iterable(map(itertools.repeat, ids, lens))):
+        slots[slot].append(row)
+    used = [rows if rank else [] for rows, rank in zip(slots, ranks)]
+    permutation = list(itertools.chain.from_iterable(used))
+    return Gathered(list(map(len, used)), struct.pack(f"{len(permutation)}i", *permutation))
+
+
+def _gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+    """For long runs: each one's rows are copied as bytes."""
+    numbers = _row_numbers(sum(lens))
+    slots: list[list[bytes]] = [[] for _ in range(len(ranks) + 1)]  # the last one is that of id -1
+    at = 0
+    for length, slot in zip(lens, ids):
+        end = at + _ITEM * length
+        slots[slot].append(numbers[at:end])
+        at = end
+    used = [b"".join(runs) if rank else b"" for runs, rank in zip(slots, ranks)]
+    return Gathered([len(rows) // _ITEM for rows in used], b"".join(used))
+
+
+def _row_numbers(count: int) -> bytes:
+    """0, 1, 2, … as int32, at least so many: the rows of any run are a part of it."""
+    return _numbers(max(rules.power_of_two(count), _LEAST_NUMBERED))
+
+
+@functools.lru_cache(maxsize=2)
+def _numbers(count: int) -> bytes:
+    numbers = torch.arange(count, dtype=torch.int32, device="cpu")
+    return ctypes.string_at(numbers.data_ptr(), count * _ITEM)
 
 
 def group_tokens(ids: torch.Tensor, ranks: torch.Tensor, chunk_size: int, num_segments: int) -> Grouping:
@@ -97,12 +164,10 @@ def _slots(ids: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     return slots.where(torch.cat((ranks, ranks.new_zeros(1)))[slots] > 0, none)
 
 
-def _cut(slot_starts: torch.Tensor, chunk_size: int, num_segments: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _cut(slot_starts: torch.Tensor, chunk_size: int, num_segments: int) -> tuple[torch.Tensor, torch.Tensor]:
     """seg_indptr and weight_indices, from the position of each slot's first row (and, last, the number of rows)."""
     slot_segments = (slot_starts.diff() + (chunk_size - 1)) // chunk_size
     ends = slot_segments.cumsum(0)
-    if num_segments is None:
-        num_segments = int(ends[-1]) if ends.numel() else 0
     segment_starts = torch.cat((ends.new_zeros(1), ends))
     segments = torch.arange(num_segments + 1, device=ends.device)
     slots = torch.searchsorted(ends, segments, right=True)  # num_loras from the end of the last segment on

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from csgmv import chunk_sizes
-from csgmv.adapters import Adapters, Floats, Integers, read_integers
-from csgmv.grouping import Grouping, gather_runs, group_tokens, segment_capacity
+from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers, read_runs
+from csgmv.grouping import HostGrouping, gather_runs, group_tokens, segment_capacity
 
 _MOST_TOKENS = 2**31 - 1  # positions are int32
 
@@ -118,13 +119,13 @@ class Segments:
             TypeError, ValueError: as for `from_sequences`.
         """
         adapters = Adapters.read(lora_ranks, scalings)
-        if not (isinstance(adapter_ids, torch.Tensor) and adapter_ids.is_cuda):
+        if not on_gpu(adapter_ids):
             lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
             return cls._from_runs(lens, ids, adapters, chunk_size, adapters.device(device))
-        ids = read_integers("adapter_ids", adapter_ids, host=False)
-        place = adapters.device(device, ids)
-        segments = cls.allocate(ids.numel(), adapters.num_loras, chunk_size=chunk_size, device=place)
-        segments._regroup(ids, adapters)
+        gpu_ids = read_gpu_integers("adapter_ids", adapter_ids)
+        place = adapters.device(device, gpu_ids)
+        segments = cls.allocate(gpu_ids.numel(), adapters.num_loras, chunk_size=chunk_size, device=place)
+        segments._regroup(gpu_ids, adapters)
         return segments
 
     @classmethod
@@ -194,27 +195,28 @@ class Segments:
             TypeError, ValueError: as for `update_from_sequences`.
         """
         adapters = Adapters.read(lora_ranks, scalings)
-        if isinstance(adapter_ids, torch.Tensor) and adapter_ids.is_cuda:
-            self._regroup(read_integers("adapter_ids", adapter_ids, host=False), adapters)
+        if on_gpu(adapter_ids):
+            self._regroup(read_gpu_integers("adapter_ids", adapter_ids), adapters)
         else:
             lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
             self._refill(lens, ids, adapters)
 
     @classmethod
     def _from_runs(
-        cls, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters, chunk_size: int | None, device: torch.device
+        cls, lens: list[int], ids: list[int], adapters: Adapters, chunk_size: int | None, device: torch.device
     ) -> Segments:
         _check_chunk_size(chunk_size)
-        num_tokens = int(lens.sum())
+        num_tokens = sum(lens)
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
         gathered = gather_runs(lens, ids, adapters.host_ranks())
-        rows = gathered.permutation.numel()
         if chunk_size is None:
-            chunk_size = chunk_sizes.choose(rows, gathered.active_adapters(), device)
+            chunk_size = chunk_sizes.choose(gathered.rows, gathered.active_adapters(), device)
         grouping = gathered.cut(chunk_size)
-        num_segments = grouping.weight_indices.numel()
-        segments, buffer = cls._uninitialised(rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device)
+        num_segments = grouping.num_segments
+        segments, buffer = cls._uninitialised(
+            gathered.rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device
+        )
         segments._upload(buffer, adapters, grouping, num_tokens)
         return segments
 
@@ -224,16 +226,14 @@ class Segments:
     ) -> tuple[Segments, torch.Tensor]:
         """Segments, and the int32 buffer that they are views of: each 16-byte aligned, the longest one last."""
         sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // 4) * 4)
-        buffer = torch.empty(starts.pop(), dtype=torch.int32, device=device)
-        ranks, scalings, indptr, indices, permutation = (buffer[at : at + n] for at, n in zip(starts, sizes))
+        with_gaps = [part for size in sizes for part in (size, -size % 4)]
+        buffer = torch.empty(sum(with_gaps), dtype=torch.int32, device=device)
+        ranks, scalings, indptr, indices, permutation = buffer.split_with_sizes(with_gaps)[::2]
         scalings = scalings.view(torch.float32)
         return cls(permutation, indptr, indices, ranks, scalings, chunk_size, num_segments, num_tokens), buffer
 
-    def _refill(self, lens: torch.Tensor, ids: torch.Tensor, adapters: Adapters) -> None:
-        num_tokens = int(lens.sum())
+    def _refill(self, lens: list[int], ids: list[int], adapters: Adapters) -> None:
+        num_tokens = sum(lens)
         buffer = self._room(num_tokens, adapters)
         grouping = gather_runs(lens, ids, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
         self._upload(buffer, adapters, grouping, num_tokens)
@@ -259,34 +259,41 @@ class Segments:
         adapters.device(self._buffer.device, *tensors)
         return self._buffer
 
-    def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: Grouping | None, num_tokens: int) -> None:
+    def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: HostGrouping | None, num_tokens: int) -> None:
         """Writes all that is on the host in one copy, which ends with the last row that is used.
 
         Its source is fresh pinned memory. PyTorch's pinned allocator notes the stream of each copy, and hands a block
         out again only when that stream has come past it: it is the ring of buffers and events that refilling needs.
         """
         given = ((self.lora_ranks, adapters.ranks), (self.scalings, adapters.scalings))
-        staging = [(view, part) for view, part in given if not part.is_cuda]
-        end = self.seg_indptr.storage_offset()
+        parts = [b"" if isinstance(values, torch.Tensor) else values.tobytes() for _, values in given]
         if grouping is not None:
-            staging += zip((self.seg_indptr, self.weight_indices, self.permutation), grouping)
-            end = self.permutation.storage_offset() + grouping.permutation.numel()
-        if staging:
+            parts += grouping
+        if grouping is not None or not all(on_gpu(values) for _, values in given):
             if buffer.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise ValueError(
                     "a copy from the host cannot be captured into a CUDA graph: refill before replaying, "
                     "or give adapter_ids, lora_ranks and scalings as tensors on the GPU"
                 )
-            staged = torch.zeros(end, dtype=torch.int32, device="cpu", pin_memory=buffer.is_cuda)
-            for view, part in staging:
-                at = view.storage_offset()
-                staged[at : at + part.numel()].view(view.dtype).copy_(part)
-            buffer[:end].copy_(staged, non_blocking=True)
-        for view, part in given:
-            if part.is_cuda:
-                view[: part.numel()].copy_(part)
-                view[part.numel() :].zero_()
+            self._copy(buffer, parts)
+        for view, values in given:
+            if isinstance(values, torch.Tensor):
+                view[: values.numel()].copy_(values)
+                view[values.numel() :].zero_()
         self.least_tokens, self.largest_rank = num_tokens, adapters.largest_rank()
+
+    def _copy(self, buffer: torch.Tensor, parts: list[bytes]) -> None:
+        """Writes the first tensors of the buffer in one copy: zeros stand after each but the permutation."""
+        views = self.lora_ranks, self.scalings, self.seg_indptr, self.weight_indices, self.permutation
+        starts = [4 * view.storage_offset() for view in views]
+        rooms = [end - start for start, end in itertools.pairwise(starts)]
+        content = bytearray().join([part.ljust(room, b"\0") for part, room in zip(parts, (*rooms, 0))])
+        if not content:
+            return
+        staged = torch.frombuffer(content, dtype=torch.int32)
+        if buffer.is_cuda:
+            staged = torch.empty(staged.numel(), dtype=torch.int32, device="cpu", pin_memory=True).copy_(staged)
+        buffer[: staged.numel()].copy_(staged, non_blocking=True)
 
     def __repr__(self) -> str:
         return (
@@ -305,16 +312,14 @@ def _check_chunk_size(chunk_size: int | None) -> None:
         raise ValueError(f"chunk_size: expected 1 … {_MOST_TOKENS}, got {chunk_size}")
 
 
-def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[list[int], list[int]]:
     lens = read_integers("seq_lens", seq_lens)
     ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
-    if lens.numel() != ids.numel():
-        raise ValueError(f"adapter_ids: expected one per sequence ({lens.numel()}), got {ids.numel()}")
+    if len(lens) != len(ids):
+        raise ValueError(f"adapter_ids: expected one per sequence ({len(lens)}), got {len(ids)}")
     return lens, ids
 
 
-def _read_tokens(adapter_ids: object, num_loras: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_tokens(adapter_ids: object, num_loras: int) -> tuple[list[int], list[int]]:
     """Tokens on the host as runs of equal ids: a batch has few of them, and then they are sequences."""
-    ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
-    ids, lens = torch.unique_consecutive(ids, return_counts=True)
-    return lens, ids
+    return read_runs("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
