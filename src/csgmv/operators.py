@@ -1,7 +1,7 @@
-"""The three operations as operators of torch.library, for `torch.compile`: the wrappers come here only while Dynamo
-traces them.
+"""The three operations as operators of torch.library, for `torch.compile`: the wrappers come here only while
+Dynamo traces them.
 
-An operator takes tensors and numbers: a batch is handed over as its five tensors and its sizes, which may be symbolic,
+An operator takes tensors and numbers: a batch is handed over as its tensors and its sizes, which may be symbolic,
 so that a graph serves batches of any size; a config is handed over as its row. What an operator then does is to call
 the wrapper, with the same plans as an eager call, so that the bits are the same. No operator has a derivative.
 """
@@ -19,8 +19,8 @@ from csgmv import expand, layer, rules, shrink
 from csgmv.segments import Segments
 
 _BATCH = (
-    "Tensor permutation, Tensor seg_indptr, Tensor weight_indices, Tensor lora_ranks, Tensor scalings, "
-    "SymInt chunk_size, SymInt num_segments, SymInt num_tokens, SymInt least_tokens, SymInt largest_rank"
+    "Tensor[] batch, SymInt chunk_size, SymInt num_segments, SymInt num_tokens, SymInt least_tokens, "
+    "SymInt largest_rank"
 )
 _HOW = "bool padded, int[] config, bool batch_invariant"
 # Inductor must not hand over other strides than an eager call would get: the wrappers refuse what is not contiguous.
@@ -49,12 +49,16 @@ def _handed_over(
 ) -> tuple[Any, ...]:
     """What follows an operation's own arguments, in the order of `_BATCH` and `_HOW`.
 
+    Of Segments that the library has made, two tensors say all: the buffer that the five are parts of, and one of these,
+    for its length. The others, whose lengths may be 0 or 1, for which Dynamo makes graphs of their own, it never sees.
+
     What the host knows of a refillable batch's contents changes from refill to refill, while a graph that was captured
     with it stays: such Segments count as ones whose contents came from the GPU.
     """
-    known = (segments.least_tokens, segments.largest_rank) if segments._buffer is None else (0, 0)
+    buffer = segments._buffer
+    known = (0, 0) if segments._refillable else (segments.least_tokens, segments.largest_rank)
     return (
-        *segments.tensors,
+        [*segments.tensors] if buffer is None else [buffer, segments.lora_ranks],
         segments.chunk_size,
         segments.num_segments,
         segments.num_tokens,
@@ -72,15 +76,19 @@ def _config(op: str, row: tuple[int, ...]) -> Any:
     return configs.from_row(op, tuple(None if value == -1 else value for value in values))
 
 
-def _taken_over(op: str, batch: tuple[Any, ...]) -> tuple[Segments, dict[str, Any]]:
+def _taken_over(op: str, given: tuple[Any, ...]) -> tuple[Segments, dict[str, Any]]:
     """The inverse of `_handed_over`: the batch, and the keyword arguments."""
-    *sizes, padded, row, batch_invariant = batch
+    tensors, *sizes, padded, row, batch_invariant = given
     config = _config(op, tuple(row)) if row else None
-    return Segments(*sizes), {"padded": padded, "config": config, "batch_invariant": batch_invariant}
+    if len(tensors) == 2:
+        segments = Segments._of_buffer(tensors[0], tensors[1].numel(), *sizes)
+    else:
+        segments = Segments(*tensors, *sizes)
+    return segments, {"padded": padded, "config": config, "batch_invariant": batch_invariant}
 
 
-def _call_shrink(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, *batch: Any) -> torch.Tensor:
-    segments, how = _taken_over("shrink", batch)
+def _call_shrink(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, *given: Any) -> torch.Tensor:
+    segments, how = _taken_over("shrink", given)
     return shrink.lora_shrink(x, lora_a, segments, num_slices, **how)
 
 
@@ -88,15 +96,15 @@ def _fake_shrink(x: torch.Tensor, lora_a: torch.Tensor, *_: Any) -> torch.Tensor
     return x.new_empty((x.shape[0], lora_a.shape[1]))
 
 
-def _call_shrink_out(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, out: torch.Tensor, *batch: Any) -> None:
-    segments, how = _taken_over("shrink", batch)
+def _call_shrink_out(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, out: torch.Tensor, *given: Any) -> None:
+    segments, how = _taken_over("shrink", given)
     shrink.lora_shrink(x, lora_a, segments, num_slices, out=out, **how)
 
 
 def _call_expand(
-    h: torch.Tensor, lora_b: torch.Tensor, slice_offsets: Sequence[int], base_output: torch.Tensor, *batch: Any
+    h: torch.Tensor, lora_b: torch.Tensor, slice_offsets: Sequence[int], base_output: torch.Tensor, *given: Any
 ) -> None:
-    segments, how = _taken_over("expand", batch)
+    segments, how = _taken_over("expand", given)
     expand.lora_expand(h, lora_b, segments, tuple(slice_offsets), base_output, **how)
 
 
@@ -106,9 +114,9 @@ def _call_add_lora(
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
     slice_offsets: Sequence[int],
-    *batch: Any,
+    *given: Any,
 ) -> None:
-    segments, how = _taken_over("add_lora", batch)
+    segments, how = _taken_over("add_lora", given)
     layer.add_lora(base_output, x, lora_a, lora_b, segments, tuple(slice_offsets), **how)
 
 
