@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch.compiler import is_dynamo_compiling
 
 from csgmv import arguments, dispatch, launch, rules, tiles
 from csgmv.config import ExpandConfig
@@ -469,6 +470,10 @@ def lora_expand(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
+    if is_dynamo_compiling():
+        from csgmv import operators
+
+        return operators.lora_expand(h, lora_b, segments, slice_offsets, base_output, padded, config, batch_invariant)
     plan = misfit = None
     offsets = slice_offsets if type(slice_offsets) is tuple else arguments.check_slice_offsets(slice_offsets)[0]
     try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from csgmv import arguments, dispatch, launch
 from csgmv.config import AddLoraConfig
@@ -113,6 +114,12 @@ def add_lora(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
+    if is_dynamo_compiling():
+        from csgmv import operators
+
+        return operators.add_lora(
+            base_output, x, lora_a, lora_b, segments, slice_offsets, padded, config, batch_invariant
+        )
     plan = misfit = None
     offsets = slice_offsets if type(slice_offsets) is tuple else arguments.check_slice_offsets(slice_offsets)[0]
     try:

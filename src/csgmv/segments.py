@@ -50,7 +50,8 @@ class Segments:
     num_tokens: int
     least_tokens: int = 0
     largest_rank: int = 0
-    _buffer: torch.Tensor | None = None  # what the five tensors are views of, where they can be refilled
+    _buffer: torch.Tensor | None = None  # what the five tensors are `_parts` of, if they are
+    _refillable: bool = False
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -160,7 +161,8 @@ class Segments:
             chunk_size = chunk_sizes.choose(max_tokens, max_loras, place)
         num_segments = segment_capacity(max_tokens, max_loras, chunk_size)
         segments, buffer = cls._uninitialised(max_tokens, num_segments, max_loras, chunk_size, max_tokens, place)
-        segments._buffer = buffer.zero_()
+        buffer.zero_()
+        segments._refillable = True
         return segments
 
     def update_from_sequences(
@@ -224,13 +226,26 @@ class Segments:
     def _uninitialised(
         cls, rows: int, num_segments: int, num_loras: int, chunk_size: int, num_tokens: int, device: torch.device
     ) -> tuple[Segments, torch.Tensor]:
-        """Segments, and the int32 buffer that they are views of: each 16-byte aligned, the longest one last."""
-        sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
-        with_gaps = [part for size in sizes for part in (size, -size % 4)]
-        buffer = torch.empty(sum(with_gaps), dtype=torch.int32, device=device)
-        ranks, scalings, indptr, indices, permutation = buffer.split_with_sizes(with_gaps)[::2]
-        scalings = scalings.view(torch.float32)
-        return cls(permutation, indptr, indices, ranks, scalings, chunk_size, num_segments, num_tokens), buffer
+        """Segments, and the int32 buffer that they are parts of."""
+        sizes = _part_sizes(rows, num_segments, num_loras)
+        buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+        return cls(*_parts(buffer, sizes), chunk_size, num_segments, num_tokens, _buffer=buffer), buffer
+
+    @classmethod
+    def _of_buffer(
+        cls,
+        buffer: torch.Tensor,
+        num_loras: int,
+        chunk_size: int,
+        num_segments: int,
+        num_tokens: int,
+        least_tokens: int,
+        largest_rank: int,
+    ) -> Segments:
+        """Segments once more, from what they are parts of; their permutation may be up to 3 longer than it was."""
+        sizes = _part_sizes(0, num_segments, num_loras)
+        sizes[-2] = buffer.numel() - sum(sizes)
+        return cls(*_parts(buffer, sizes), chunk_size, num_segments, num_tokens, least_tokens, largest_rank)
 
     def _refill(self, lens: list[int], ids: list[int], adapters: Adapters) -> None:
         num_tokens = sum(lens)
@@ -249,7 +264,7 @@ class Segments:
 
     def _room(self, num_tokens: int, adapters: Adapters, *tensors: torch.Tensor) -> torch.Tensor:
         """The buffer, if a batch of this size fits into it and is on its device."""
-        if self._buffer is None:
+        if self._buffer is None or not self._refillable:
             raise ValueError("only Segments made by Segments.allocate can be refilled")
         if num_tokens > self.num_tokens:
             raise ValueError(f"expected a batch of at most max_tokens = {self.num_tokens} tokens, got {num_tokens}")
@@ -299,8 +314,22 @@ class Segments:
         return (
             f"Segments({self.num_tokens} tokens, {self.num_segments} segments of up to {self.chunk_size} rows, "
             f"{self.lora_ranks.shape[0]} adapter slots, {self.permutation.device}"
-            f"{'' if self._buffer is None else '; refillable, these are capacities'})"
+            f"{'; refillable, these are capacities' if self._refillable else ''})"
         )
+
+
+def _part_sizes(rows: int, num_segments: int, num_loras: int) -> list[int]:
+    """How a buffer is cut: each part, 16-byte aligned, and what fills it up; the longest part last."""
+    sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
+    return [length for size in sizes for length in (size, -size % 4)]
+
+
+def _parts(
+    buffer: torch.Tensor, sizes: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In the order of `Segments.tensors`."""
+    ranks, _, scalings, _, indptr, _, indices, _, permutation, _ = buffer.split_with_sizes(sizes)
+    return permutation, indptr, indices, ranks, scalings.view(torch.float32)
 
 
 def _check_chunk_size(chunk_size: int | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch.compiler import is_dynamo_compiling
 
 from csgmv import arguments, dispatch, launch, rules, tiles
 from csgmv.config import ShrinkConfig
@@ -402,6 +403,10 @@ def lora_shrink(
 
     Source: SGMV, Chen et al., Punica: Multi-Tenant LoRA Serving, https://arxiv.org/abs/2310.18547.
     """
+    if is_dynamo_compiling():
+        from csgmv import operators
+
+        return operators.lora_shrink(x, lora_a, segments, num_slices, out, padded, config, batch_invariant)
     plan = misfit = None
     try:
         rows, input_dim = x.shape
