@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Union
 
 from csgmv import rules
 
-# Not dataclasses.astuple: it copies recursively, for 20 us, and the tuner makes hundreds of thousands of rows.
+# Not dataclasses.astuple: that copies recursively, which is slow, and the tuner makes hundreds of thousands of rows.
 _values = {op: operator.attrgetter(*rules.FIELD_NAMES[op]) for op in ("shrink", "expand")}
 
 

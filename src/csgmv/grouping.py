@@ -99,7 +99,7 @@ def gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -
         ids: [num_runs], slot of each run, or -1.
         ranks: [num_loras]; rows of a rank-0 slot are left out.
     """
-    # Of 256 runs of one row each, rows are gathered in 15 µs and runs in 45; of 128 rows each, runs in 60.
+    # Keeping a run together has a price of its own, which runs of a row or two do not earn back.
     gather = _gather_rows if sum(lens) < 2 * len(lens) else _gather_runs
     return gather(lens, ids, ranks)
 

@@ -47,3 +47,13 @@ def test_the_installed_kernels_have_a_hash() -> None:
 def test_comments_docstrings_layout_and_wrappers_do_not_count(tmp_path: Path, source: str, same: bool) -> None:
     """A record stays fresh when only words change."""
     assert (kernel_hash(folder(tmp_path / "a", SOURCE)) == kernel_hash(folder(tmp_path / "b", source))) == same
+
+
+def test_jitted_functions_of_every_module_count(tmp_path: Path) -> None:
+    """Also those that kernels call from a module of their own; a module without any does not."""
+    place = folder(tmp_path / "a", SOURCE)
+    before = kernel_hash(place)
+    (place / "plain.py").write_text("def f(x):\n    return x\n")
+    assert kernel_hash(place) == before
+    (place / "tiles.py").write_text("@triton.jit\ndef f(x):\n    return x\n")
+    assert kernel_hash(place) != before

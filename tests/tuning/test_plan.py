@@ -8,7 +8,7 @@ import pytest
 
 from csgmv import rules
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
-from csgmv.tuning.plan import CHUNK_SIZES, TOKENS, Batch, Plan, Task, adapter_ids, parts
+from csgmv.tuning.plan import TOKENS, Batch, Plan, Task, adapter_ids, parts
 
 SMALL = (LayerShape("o", 80, (48,)), LayerShape("down", 176, (48,)))
 
@@ -88,7 +88,7 @@ def test_the_default_plan_has_a_few_hundred_keys_and_parts_come_first() -> None:
     keys = [task.key for task in tasks]
     assert 200 <= len(keys) <= 300
     cells = {(t, a) for t in TOKENS for a in (1, 8, 32) if a <= t}
-    for chunk_size in CHUNK_SIZES:
+    for chunk_size in rules.CHUNK_SIZES:
         shown = [b[:2] for t in tasks if t.key.op == "add_lora" and t.key.chunk_size == chunk_size for b in t.batches]
         assert set(shown) == cells
         assert len(shown) == len(cells) * len(QWEN3_EMBEDDING_0_6B)
@@ -99,7 +99,7 @@ def test_the_default_plan_has_a_few_hundred_keys_and_parts_come_first() -> None:
 
 def test_what_is_tuned_is_what_a_batch_may_get() -> None:
     """A chunk size that the codegen expects and the tuner leaves out would leave the second table empty."""
-    assert tuple(CHUNK_SIZES) == rules.CHUNK_SIZES
+    assert tuple(Plan(SMALL, 8).chunk_sizes) == rules.CHUNK_SIZES
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from csgmv import rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 from csgmv.tuning import model, space
-from csgmv.tuning.plan import ADAPTERS, CHUNK_SIZES, TOKENS, Plan, Task
+from csgmv.tuning.plan import ADAPTERS, TOKENS, Plan, Task
 from csgmv.tuning.tuner import Step, tune
 
 NO_GPU = 2
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
     add("--rank", type=int, required=True, metavar="N", help="max_rank of the adapters, 1 to 256")
     add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
-    chunk_sizes, tokens = f"most rows of a segment ({_listed(CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
-    add("--chunk-sizes", type=int, nargs="+", default=CHUNK_SIZES, metavar="N", help=chunk_sizes)
+    chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
+    add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
     add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
     add(
         "--adapters",

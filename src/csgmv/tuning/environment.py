@@ -14,8 +14,6 @@ import csgmv
 from csgmv import measure
 from csgmv.tuning.record import Run
 
-_KERNEL_MODULES = ("shrink.py", "expand.py")
-
 
 def current_run(device: torch.device, seed: int) -> Run:
     """The run that records of today on this device belong to."""
@@ -35,12 +33,13 @@ def current_run(device: torch.device, seed: int) -> Run:
 
 
 def kernel_hash(folder: Path | None = None) -> str:
-    """A hash of the jitted functions' source; comments, docstrings and layout do not enter it, nor do the wrappers."""
+    """A hash of the source of every jitted function of the package's modules; comments, docstrings and layout do not
+    enter it, nor does what is not jitted.
+    """
     folder = Path(__file__).parents[1] if folder is None else folder
     digest = hashlib.sha256()
-    for name in _KERNEL_MODULES:
-        tree = ast.parse((folder / name).read_text("utf-8"))
-        for node in tree.body:
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(by) for by in node.decorator_list):
                 if ast.get_docstring(node) is not None:
                     del node.body[0]

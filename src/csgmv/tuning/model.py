@@ -12,8 +12,8 @@ from csgmv.tuning.plan import Batch, Task
 Part = Union[ShrinkConfig, ExpandConfig]
 
 # What the model assumes of an SM: bytes per microsecond out of DRAM and L2, dot operations per microsecond (wgmma from
-# 64 rows on, mma below), microseconds. Fitted to the candidates of the committed sweeps on an H200: of the eight that
-# it finds best at a key, one is within 2 % (expand) to 4 % (shrink) of the best of all that were measured, on average.
+# 64 rows on, mma below), microseconds. Fitted to the candidates in configs/ at 663059c (H200), so to kernels without
+# tiles of several segments and without expand's pipelines; today's correct it key by key (experience.py).
 _DRAM_PER_SM = 36e3
 _L2_PER_SM = 110e3
 _DOTS_PER_SM = {True: 5e6, False: 1e6}
@@ -42,8 +42,8 @@ class RowTiles(NamedTuple):
 
 def row_tiles(block_m: int, key: rules.Key, batch: Batch) -> RowTiles:
     """A segment is cut into tiles; or, where tiles are larger, several segments are taken together."""
-    group = block_m // key.chunk_size
-    if group < 2:
+    group = rules.group_size(block_m, key.chunk_size)
+    if group == 1:
         rows = min(-(-batch.tokens // batch.num_segments), block_m)
         return RowTiles(max(batch.num_segments, -(-batch.tokens // rows)), 1, rows)
     programs = -(-batch.num_segments // group)

@@ -15,7 +15,6 @@ from csgmv import dispatch, rules, workload
 from csgmv.models import LayerShape
 from csgmv.segments import Segments
 
-CHUNK_SIZES = (16, 32, 64, 128)
 TOKENS = (1, 8, 32, 128, 512, 2048, 8192, 30720)
 ADAPTERS = (1, 8, 32)  # in a batch; all its tokens have one of their own where there are fewer
 _USUAL_ADAPTERS = 8  # of several batches with as many tokens, the one nearest to this stands for them
@@ -66,7 +65,7 @@ class Plan:
 
     layers: Sequence[LayerShape]
     max_rank: int
-    chunk_sizes: Sequence[int] = CHUNK_SIZES
+    chunk_sizes: Sequence[int] = rules.CHUNK_SIZES
     tokens: Sequence[int] = TOKENS
     adapters: Sequence[int] = ()
     dtype: torch.dtype = torch.bfloat16

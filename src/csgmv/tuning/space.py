@@ -45,8 +45,8 @@ VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
         "prefetch": (False, True),
     },
 }
-# What did well on large batches (H200, 30,720 tokens, rank 64) although the model thinks little of it: one wave of
-# programs whose tiles are as large as registers and shared memory allow. Tried first where tiles get that full.
+# What did well on a large batch of one adapter (H200, 30,720 tokens, rank 64), although the model thinks little of it:
+# one wave of programs, their tiles as large as registers and shared memory allow. Tried first where tiles get so full.
 SEEDS: Mapping[str, tuple[Part, ...]] = {
     "shrink": (ShrinkConfig(256, 64, 64, column_tiles=3), ShrinkConfig(128, 128, 64)),
     "expand": (ExpandConfig(64, 128, rules.MAX_RANK, column_tiles=8),),
