@@ -24,7 +24,7 @@ BATCHES = {"a token each": 5, "short segments": 40, "several tiles": 300}
 @pytest.mark.parametrize("chunk_size", [8, 24])
 @pytest.mark.parametrize("num_tokens", BATCHES.values(), ids=BATCHES)
 def test_one_tile_of_many_segments(num_tokens: int, chunk_size: int, block_m: int, dtype: torch.dtype) -> None:
-    """Runs of one adapter become one tile, whatever their segments; several runs in one group go in turn."""
+    """Runs of one adapter become one tile, whatever their segments; several in one group are all found."""
     batch = make_batch([8, 3, 0, 16, 5], 16, 64, [64, 32], num_tokens, chunk_size=chunk_size, dtype=dtype)
     arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
     expected = reference.add_lora(*arguments)
@@ -61,25 +61,48 @@ def test_empty_segments_at_the_tail() -> None:
     assert_close(result, reference.add_lora(batch.base_output, *rest), torch.float16)
 
 
+def test_more_segments_than_are_looked_at_in_one_step() -> None:
+    """Runs that begin within a group are found wherever they are, and by one program each."""
+    lens = [530, 1, 66, 0, 3, 41]
+    ids = torch.repeat_interleave(torch.tensor([3, 0, 4, 1, 5, 2]), torch.tensor(lens))
+    batch = make_batch([8, 3, 8, 5, 8, 1], 16, 8, [32], len(ids))
+    segments = Segments.from_tokens(ids.tolist(), [8, 3, 8, 5, 8, 1], [1.0] * 6, chunk_size=1, device=DEVICE)
+    assert segments.num_segments > tiles._SCANNED.value
+    arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, segments, batch.slice_offsets
+    config = AddLoraConfig(ShrinkConfig(64, 16, 16, num_stages=1), ExpandConfig(256, 32, 16, num_stages=1))
+    result = add_lora(batch.base_output.clone(), *arguments[1:], config=config)
+    assert_close(result, reference.add_lora(*arguments), torch.float16)
+
+
 @pytest.mark.parametrize(
     ("chunk_size", "block_m", "dealt"),
     [
         (16, 16, (1, 10, 1)),
-        (16, 64, (4, 3, 1)),
+        (16, 64, (4, 3 + 2, 1)),
         (24, 32, (1, 7, 1)),
-        (24, 64, (2, 4, 1)),
+        (24, 64, (2, 4 + 2, 1)),
         (24, 16, (1, 7, 2)),
         (64, 16, (1, 3, 4)),
         (8, 16, (1, 19, 1)),
-        (8, 64, (4, 5, 1)),
+        (8, 64, (4, 5 + 2, 1)),
+        (8, 256, (16, 2 + 2, 1)),
+        (128, 256, (2, 1 + 1, 1)),
+        (200, 256, (1, 1, 1)),
         (200, 64, (1, 1, 3)),
     ],
 )
 def test_deal(chunk_size: int, block_m: int, dealt: tuple[int, int, int]) -> None:
-    """150 rows of one adapter: segments of a group, groups, tiles of a run."""
-    segments = Segments.from_sequences([150], [0], [8], [1.0], chunk_size=chunk_size, device="cpu")
-    group, groups, row_tiles = dealt
+    """150 rows of one of three slots: segments of a group, programs for groups and for runs within, tiles of a run."""
+    segments = Segments.from_sequences([150], [0], [8, 8, 8], [1.0] * 3, chunk_size=chunk_size, device="cpu")
+    group, programs, row_tiles = dealt
     assert rules.group_size(block_m, chunk_size) == group
-    assert tiles.deal(segments, group, block_m) == (groups, row_tiles)
-    assert groups * row_tiles * block_m >= 150
-    assert groups * group >= segments.num_segments
+    assert tiles.deal(segments, group, block_m) == (programs, row_tiles)
+    assert programs * row_tiles * block_m >= 150
+
+
+def test_one_slot_has_no_runs_within_a_group() -> None:
+    """Nor does a batch without segments."""
+    one = Segments.from_sequences([150], [0], [8], [1.0], chunk_size=16, device="cpu")
+    assert tiles.deal(one, 4, 64) == (3, 1)
+    none = Segments.from_sequences([0], [0], [8, 8], [1.0] * 2, chunk_size=16, device="cpu")
+    assert tiles.deal(none, 4, 64) == (0, 1)

@@ -284,7 +284,6 @@ def _expand_kernel(
     program = pid % column_programs
     pid = pid // column_programs
     first_row = (pid % row_tiles) * BLOCK_M
-    segment = (pid // row_tiles) * group
 
     # Slices are uneven: find the one that this program's tiles lie in, and the first of its columns.
     ends = (end0, end1, end2, end3)
@@ -300,33 +299,16 @@ def _expand_kernel(
         width = tl.where(beyond, ends[following] - ends[following - 1], width)
     first_column = program * (BLOCK_N * column_tiles)
 
-    if not GROUPED:
-        adapter = tl.load(weight_indices + segment)
-        start = tl.load(seg_indptr + segment) + first_row
-        end = tl.load(seg_indptr + segment + 1)
-        if start < end:
-            _expand_rows(
-                h, lora_b, base_output, permutation, lora_ranks, scalings,
-                adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
-                h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
-                BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
-            )  # fmt: skip
-    else:
-        last = tl.minimum(segment + group, num_segments)
-        adapters, segments = tiles.group_adapters(weight_indices, segment, last)
-        while segment < last:
-            adapter = tl.load(weight_indices + segment)
-            next_segment = tiles.run_end(adapters, segments, segment, adapter, last)
-            start = tl.load(seg_indptr + segment) + first_row
-            end = tl.load(seg_indptr + next_segment)
-            if start < end:
-                _expand_rows(
-                    h, lora_b, base_output, permutation, lora_ranks, scalings,
-                    adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
-                    h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
-                    BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
-                )  # fmt: skip
-            segment = next_segment
+    adapter, start, end = tiles.tile(
+        weight_indices, seg_indptr, pid // row_tiles, first_row, num_segments, group, GROUPED
+    )
+    if start < end:
+        _expand_rows(
+            h, lora_b, base_output, permutation, lora_ranks, scalings,
+            adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
+            h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
+            BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
+        )  # fmt: skip
 
 
 def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) -> tuple[tuple[int, ...], bool, int]:
@@ -391,10 +373,10 @@ class ExpandLaunch(launch.Launch):
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
         group = self._group
-        groups, row_tiles = tiles.deal(segments, group, self._block_m)
+        programs, row_tiles = tiles.deal(segments, group, self._block_m)
         self.begin(
             on,
-            groups * row_tiles * self._column_programs,
+            programs * row_tiles * self._column_programs,
             (h, lora_b, base_output),
             segments,
             pointers,

@@ -20,16 +20,17 @@ class Segments:
     """One batch's routing: the rows of every adapter, gathered and cut into segments. All tensors are on one device.
 
     Segment s is positions seg_indptr[s] … seg_indptr[s + 1] of `permutation`, which are rows of x that use adapter slot
-    weight_indices[s]. Within a slot, rows keep their order. Rows that use no adapter, or one of rank 0, are in no
-    segment, so that no kernel touches them.
+    weight_indices[s]. A slot's segments are neighbours, and its rows keep their order. Rows that use no adapter, or one
+    of rank 0, are in no segment, so that no kernel touches them.
 
     Build one with `from_sequences` or `from_tokens`; for CUDA graphs `allocate` one and refill it with
     `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked.
 
     Attributes:
         permutation: int32 [rows]; what stands past position seg_indptr[-1] is unspecified.
-        seg_indptr: int32 [num_segments + 1], never falling; a segment may be empty.
-        weight_indices: int32 [num_segments], each a valid slot, also where the segment is empty.
+        seg_indptr: int32 [num_segments + 1], never falling; segments at the tail may be empty.
+        weight_indices: int32 [num_segments], each a valid slot, also where the segment is empty; segments of one slot
+            follow one another.
         lora_ranks: int32 [num_loras], 0 … 256.
         scalings: float32 [num_loras].
         chunk_size: most rows of a segment.

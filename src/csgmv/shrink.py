@@ -164,32 +164,15 @@ def _shrink_kernel(
     split = pid % split_k
     pid = pid // split_k
     first_row = (pid % row_tiles) * BLOCK_M
-    segment = (pid // row_tiles) * group
-    if not GROUPED:
-        adapter = tl.load(weight_indices + segment)
-        start = tl.load(seg_indptr + segment) + first_row
-        end = tl.load(seg_indptr + segment + 1)
-        if start < end:
-            _shrink_rows(
-                x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
-                input_dim, x_stride, a_stride, width, positions, split_k,
-                MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-    else:
-        last = tl.minimum(segment + group, num_segments)
-        adapters, segments = tiles.group_adapters(weight_indices, segment, last)
-        while segment < last:
-            adapter = tl.load(weight_indices + segment)
-            following = tiles.run_end(adapters, segments, segment, adapter, last)
-            start = tl.load(seg_indptr + segment) + first_row
-            end = tl.load(seg_indptr + following)
-            if start < end:
-                _shrink_rows(
-                    x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
-                    input_dim, x_stride, a_stride, width, positions, split_k,
-                    MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
-                )  # fmt: skip
-            segment = following
+    adapter, start, end = tiles.tile(
+        weight_indices, seg_indptr, pid // row_tiles, first_row, num_segments, group, GROUPED
+    )
+    if start < end:
+        _shrink_rows(
+            x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
+            input_dim, x_stride, a_stride, width, positions, split_k,
+            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["positions", "row_tiles"])
@@ -288,10 +271,10 @@ class ShrinkLaunch(launch.Launch):
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
         group, column_programs, split_k = self._group, self._column_programs, self._split_k
-        groups, row_tiles = tiles.deal(segments, group, self._block_m)
+        programs, row_tiles = tiles.deal(segments, group, self._block_m)
         self.begin(
             on,
-            groups * row_tiles * split_k * column_programs,
+            programs * row_tiles * split_k * column_programs,
             (x, lora_a, h),
             segments,
             pointers,

@@ -36,8 +36,7 @@ class RowTiles(NamedTuple):
     """How a batch's rows fall to programs (those of one tile of columns)."""
 
     programs: int
-    runs: float  # tiles that a program works on one after the other: it has rows of so many adapters
-    rows: float  # of a run
+    rows: float  # of a tile
 
 
 def row_tiles(block_m: int, key: rules.Key, batch: Batch) -> RowTiles:
@@ -45,11 +44,10 @@ def row_tiles(block_m: int, key: rules.Key, batch: Batch) -> RowTiles:
     group = rules.group_size(block_m, key.chunk_size)
     if group == 1:
         rows = min(-(-batch.tokens // batch.num_segments), block_m)
-        return RowTiles(max(batch.num_segments, -(-batch.tokens // rows)), 1, rows)
-    programs = -(-batch.num_segments // group)
-    segments_of_one = max(1.0, batch.num_segments / batch.adapters)
-    runs = min(group, batch.num_segments, 1 + (group - 1) / segments_of_one)
-    return RowTiles(programs, runs, batch.tokens / (programs * runs))
+        return RowTiles(max(batch.num_segments, -(-batch.tokens // rows)), rows)
+    groups = -(-batch.num_segments // group)
+    programs = groups + min(batch.adapters - 1, batch.num_segments - groups)  # these for runs that begin within a group
+    return RowTiles(programs, batch.tokens / programs)
 
 
 class _Cost(NamedTuple):
@@ -78,14 +76,14 @@ def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: i
     depth = config.num_stages - 1
     return _Cost(
         programs=programs,
-        waits=-(-steps // depth) * tiles.runs,
-        issues=steps * config.column_tiles * tiles.runs,
+        waits=-(-steps // depth),
+        issues=steps * config.column_tiles,
         in_flight=min(depth, steps) * stage,
         shared=config.num_stages * (config.block_m + width) * config.block_k * itemsize,
         accumulators=config.block_m * width,
-        traffic=programs * tiles.runs * steps * stage + partials,
+        traffic=programs * steps * stage + partials,
         dram=(batch.tokens + batch.adapters * columns) * key.input_dim * itemsize + partials,
-        dots=programs * tiles.runs * steps * config.block_m * width * config.block_k,
+        dots=programs * steps * config.block_m * width * config.block_k,
         launches=1 if config.split_k == 1 or paired else 2,
     )
 
@@ -103,19 +101,18 @@ def _expand_cost(config: ExpandConfig, key: rules.Key, batch: Batch, itemsize: i
     held = (config.block_n * config.num_stages + config.block_m) * config.block_k * itemsize
     if ahead:
         held += config.num_stages * config.block_m * config.block_n * itemsize
-    every_run = tiles.programs * tiles.runs
-    weights, h = every_run * output_dim * key.max_rank, programs * tiles.runs * tiles.rows * key.max_rank
+    weights, h = tiles.programs * output_dim * key.max_rank, programs * tiles.rows * key.max_rank
     return _Cost(
         programs=programs,
-        waits=waits * tiles.runs,
-        issues=config.column_tiles * rank_steps * tiles.runs,
+        waits=waits,
+        issues=config.column_tiles * rank_steps,
         in_flight=tile * max(ahead, 2 if rank_steps == 1 and config.column_tiles > 1 else 1),
         shared=held,
         # The base tile is held beside the sums, and the next one, too, unless they wait in shared memory.
         accumulators=config.block_m * config.block_n * (3 if ahead else 4) // 2,
         traffic=(weights + 2 * batch.tokens * output_dim + h) * itemsize,
         dram=(2 * batch.tokens * output_dim + batch.adapters * output_dim * key.max_rank) * itemsize,
-        dots=every_run * config.block_m * output_dim * key.max_rank,
+        dots=tiles.programs * config.block_m * output_dim * key.max_rank,
     )
 
 
