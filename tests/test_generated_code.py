@@ -21,6 +21,7 @@ def shrink_case(config: ShrinkConfig, *, max_rank: int = 64, **constants: object
     """A shrink kernel as `launch_shrink` would compile it."""
     flags = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, "GROUPED": False}
     constants = {**flags, **constants, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
+    constants.setdefault("LAST_N", config.block_n)
     return ["shrink", {**constants, **blocks(config)}, options(config)]
 
 

@@ -273,3 +273,13 @@ def test_a_tile_has_no_more_rows_than_a_segment(chunk_size: int, tile: int) -> N
 def test_the_nearest_version_is_the_nearest_number(wanted: str, present: list[str], order: list[str]) -> None:
     """Not the nearest part by part: 3.9.0 is nearer to 4.0.0 than 3.1.0 is."""
     assert rules.nearest_versions(wanted, present) == order
+
+
+@pytest.mark.parametrize(
+    ("block_n", "column_tiles", "columns", "last"),
+    [(64, 3, 192, 64), (128, 2, 192, 64), (128, 1, 192, 128), (128, 2, 384, 128), (32, 2, 48, 16), (64, 1, 24, 32),
+     (32, 1, 8, 16), (16, 4, 48, 16)],
+)  # fmt: skip
+def test_the_last_tile_is_no_wider_than_what_is_left(block_n: int, column_tiles: int, columns: int, last: int) -> None:
+    """Where one program has all columns; else its tiles are all alike."""
+    assert rules.last_tile(block_n, column_tiles, columns) == last

@@ -12,6 +12,7 @@ CONFIGS = {
     "default": None,
     "small": ShrinkConfig(block_m=16, block_n=16, block_k=16),
     "shared x": ShrinkConfig(block_m=32, block_n=32, block_k=32, column_tiles=3),
+    "narrow last tile": ShrinkConfig(block_m=16, block_n=32, block_k=32, column_tiles=2),
     "split": ShrinkConfig(block_m=16, block_n=32, block_k=32, split_k=3),
     "split finer than steps": ShrinkConfig(block_m=16, block_n=64, block_k=64, split_k=16),
 }

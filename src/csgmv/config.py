@@ -31,7 +31,8 @@ class ShrinkConfig:
             neighbouring segments share a tile as far as they share an adapter.
         block_n: columns of one accumulator (columns are num_slices · rank).
         block_k: input columns multiplied per step.
-        column_tiles: accumulators of one program, all fed by the same tile of x.
+        column_tiles: accumulators of one program, all fed by the same tile of x; the last one is narrower where that
+            holds all columns that are left.
         split_k: parts that input_dim is cut into, each summed by a program of its own into float32 partials.
         num_warps: warps of a program.
         num_stages: depth of the software pipeline over block_k steps.

@@ -264,14 +264,28 @@ def group_size(block_m: int, chunk_size: int) -> int:
     return max(1, block_m // max(16, power_of_two(chunk_size)))
 
 
+def last_tile(block_n: int, column_tiles: int, columns: int) -> int:
+    """Columns of the last tile of shrink's programs: where one program has all columns, no more than there are left.
+
+    192 columns in 2 tiles of 128: the second one has 64.
+    """
+    left = columns - (column_tiles - 1) * block_n
+    return min(block_n, max(16, power_of_two(left))) if left > 0 else block_n
+
+
 def rank_step(block_k: int, max_rank: int) -> int:
     """Ranks that expand multiplies per step: no more than the power of two (and 16) that holds the whole rank."""
     return min(block_k, max(16, power_of_two(max_rank)))
 
 
-def _shrink_shared(row: Mapping[str, int], itemsize: int) -> int:
+def shrink_columns(block_n: int, column_tiles: int, key: Key) -> int:
+    """Columns of a shrink program's accumulators, all together."""
+    return (column_tiles - 1) * block_n + last_tile(block_n, column_tiles, key.num_slices * key.max_rank)
+
+
+def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
     rows = row["block_m"]
-    stage = (rows + row["block_n"] * row["column_tiles"]) * row["block_k"] * itemsize
+    stage = (rows + shrink_columns(row["block_n"], row["column_tiles"], key)) * row["block_k"] * itemsize
     # The result goes through shared memory too, a tile of columns at a time; partials are float32.
     return max(row["num_stages"] * stage, rows * row["block_n"] * (itemsize if row["split_k"] == 1 else 4))
 
@@ -288,7 +302,7 @@ def _expand_shared(row: Mapping[str, int], max_rank: int, itemsize: int) -> int:
 
 def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> str | None:
     itemsize = DTYPE_BYTES[key.dtype]
-    shared = _shrink_shared(row, itemsize) if op == "shrink" else _expand_shared(row, key.max_rank, itemsize)
+    shared = _shrink_shared(row, key, itemsize) if op == "shrink" else _expand_shared(row, key.max_rank, itemsize)
     if shared > limits.shared_memory:
         return f"{op} needs {shared} bytes of shared memory, the device allows {limits.shared_memory}"
     threads = 32 * row["num_warps"]
@@ -296,8 +310,9 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
         return f"{op} needs {threads} threads, the device allows {limits.threads}"
     if (row["maxnreg"] or 0) * threads > limits.registers:
         return f"{op} reserves {row['maxnreg'] * threads} registers, the device allows {limits.registers}"
-    accumulators = row["column_tiles"] if op == "shrink" else 1
-    tile = row["block_m"] * row["block_n"] * accumulators
+    tile = row["block_m"] * (
+        shrink_columns(row["block_n"], row["column_tiles"], key) if op == "shrink" else row["block_n"]
+    )
     registers = tile // threads + _OVERHEAD_REGISTERS
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
     if registers > available:

@@ -48,6 +48,7 @@ def _shrink_rows(
     COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LAST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Positions start … end (at most BLOCK_M of them, at least one), all of one adapter."""
@@ -68,15 +69,15 @@ def _shrink_rows(
         a_pointers = ()
         accumulators = ()
         for tile in tl.static_range(COLUMN_TILES):
-            column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
             if PADDED:
                 column = tl.minimum(column, width - 1)
                 a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
             else:
                 a_row = tl.minimum(column, columns - 1)
             offset = a_row.to(tl.int64)[None, :] * input_dim + k[:, None]
-            a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, BLOCK_N]
-            accumulators = accumulators + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
+            a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, columns]
+            accumulators = accumulators + (tl.zeros((BLOCK_M, column.shape[0]), tl.float32),)
 
         for step in tl.range(0, last_step - first_step):
             x_tile = tl.load(x_pointers + step * BLOCK_K)
@@ -102,9 +103,9 @@ def _shrink_rows(
         live = (position < end)[:, None]
         for tile in tl.static_range(COLUMN_TILES):
             first = first_column + tile * BLOCK_N
-            column = first + tl.arange(0, BLOCK_N)
+            column = first + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
             value = accumulators[tile].to(h.dtype.element_ty)
-            if (rank == MAX_RANK) & (first + BLOCK_N <= width):
+            if (rank == MAX_RANK) & (first + column.shape[0] <= width):
                 tl.store(h_row[:, None] + column[None, :], value, mask=live)
             else:
                 if PADDED:
@@ -149,6 +150,7 @@ def _shrink_kernel(
     COLUMN_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LAST_N: tl.constexpr,  # columns of a program's last tile
     BLOCK_K: tl.constexpr,
 ):
     if SIGNAL:
@@ -171,7 +173,7 @@ def _shrink_kernel(
         _shrink_rows(
             x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
             input_dim, x_stride, a_stride, width, positions, split_k,
-            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, BLOCK_K,
+            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K,
         )  # fmt: skip
 
 
@@ -255,6 +257,7 @@ class ShrinkLaunch(launch.Launch):
             "COLUMN_TILES": config.column_tiles,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
+            "LAST_N": rules.last_tile(config.block_n, config.column_tiles, width),
             "BLOCK_K": config.block_k,
         }
         super().__init__(_shrink_kernel, config, constants)

@@ -68,7 +68,7 @@ class _Cost(NamedTuple):
 def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: int, paired: bool) -> _Cost:
     columns = key.num_slices * key.max_rank
     tiles = row_tiles(config.block_m, key, batch)
-    width = config.block_n * config.column_tiles
+    width = rules.shrink_columns(config.block_n, config.column_tiles, key)
     programs = tiles.programs * -(-columns // width) * config.split_k
     steps = -(-key.input_dim // (config.block_k * config.split_k))
     stage = (tiles.rows + min(width, columns)) * config.block_k * itemsize

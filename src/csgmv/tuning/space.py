@@ -48,7 +48,11 @@ VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
 # What did well on a large batch of one adapter (H200, 30,720 tokens, rank 64), although the model thinks little of it:
 # one wave of programs, their tiles as large as registers and shared memory allow. Tried first where tiles get so full.
 SEEDS: Mapping[str, tuple[Part, ...]] = {
-    "shrink": (ShrinkConfig(256, 64, 64, column_tiles=3), ShrinkConfig(128, 128, 64)),
+    "shrink": (
+        ShrinkConfig(256, 128, 64, column_tiles=2),
+        ShrinkConfig(256, 64, 64, column_tiles=3),
+        ShrinkConfig(128, 128, 64),
+    ),
     "expand": (ExpandConfig(64, 128, rules.MAX_RANK, column_tiles=8),),
 }
 # Fields that the grid leaves to the walk: what goes with a tiling is one choice for all keys.
@@ -180,12 +184,14 @@ def _merges(block_m: int, task: Task) -> bool:
 
 def _plain(config: Part, key: rules.Key, shared_memory: int) -> Part:
     """The pipeline and the warps that go with a tiling, the same at every key of a family."""
-    tiles = config.column_tiles if isinstance(config, ShrinkConfig) else 1
-    alone = config.block_m * config.block_n * tiles > 128 * 128  # its sums leave no room for another program on the SM
+    columns = config.block_n
+    if isinstance(config, ShrinkConfig):
+        columns = rules.shrink_columns(config.block_n, config.column_tiles, key)
+    alone = config.block_m * columns > 128 * 128  # its sums leave no room for another program on the SM
     warps = 8 if alone else 4
     itemsize = rules.DTYPE_BYTES[key.dtype]
     if isinstance(config, ShrinkConfig):
-        stage = (config.block_m + config.block_n * tiles) * config.block_k * itemsize
+        stage = (config.block_m + columns) * config.block_k * itemsize
         room = shared_memory if alone else 3 * _PIPELINE // 2
         return replace(config, num_warps=warps, num_stages=max(2, min(4, room // stage)))
     if config.block_k < key.max_rank:
