@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import contextvars
 import functools
 import json
 import os
@@ -46,11 +45,6 @@ MAX_TOKENS, MAX_LORAS, MAX_RANK = 2300, 60, 16
 WARM = {"max_rank": MAX_RANK, "max_tokens": MAX_TOKENS, "max_loras": MAX_LORAS}
 
 
-def compile_all(calls: list[binaries.Call]) -> int:
-    """As `warmup` does, but for the GPU."""
-    return contextvars.copy_context().run(binaries._compile, calls, 2, None)
-
-
 class Kind(NamedTuple):
     """What a server decides once."""
 
@@ -79,7 +73,7 @@ def calls_of(kind: Kind, layers: tuple[LayerShape, ...]) -> list[binaries.Call]:
 def compiled(kind: Kind) -> frozenset[tuple[Any, ...]]:
     """The binaries that are compiled ahead for the three layers, on a GPU whose table has a row for every key."""
     with fake_gpu() as gpu:
-        assert compile_all(calls_of(kind, (QKV, DOWN, ODD))) == len(gpu.compiled)
+        assert binaries._compile(calls_of(kind, (QKV, DOWN, ODD)), 2, None) == len(gpu.compiled)
         assert not gpu.launched
         return frozenset(gpu.compiled)
 
@@ -147,14 +141,21 @@ def gpu() -> Iterator[FakeGPU]:
         yield fake
 
 
-def test_a_warm_up_launches_what_it_compiled(gpu: FakeGPU) -> None:
-    """The second time round: every binary is launched once at least, and no other."""
-    calls = calls_of(KINDS[1], (QKV, ODD))
-    compile_all(calls)
-    for call in calls:
-        call()
+def test_a_warm_up_launches_what_it_compiled(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the GPU, waiting for it: every binary is launched once at least, and no other."""
+    waited: list[int] = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(len(gpu.launched)))
+    monkeypatch.setattr(binaries, "_gpu", lambda _: CPU)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    done = csgmv.warmup(
+        (QKV, ODD), max_rank=16, max_tokens=100, max_loras=3, dtype=torch.float16, chunk_sizes=(24, 64), padded=True
+    )
     assert {each.binary for each in gpu.launched} == {*gpu.compiled}
     assert {each.way for each in gpu.launched} == {"long"}
+    # 3 + 97 // 24 = 7 segments at most, which count as 8; and 3 + 97 // 64 = 4: the powers of two up to these
+    assert done[:2] == (2 * 3 * (4 + 3), len(gpu.compiled))
+    assert waited == [len(gpu.launched)]
 
 
 @pytest.mark.parametrize(
@@ -183,35 +184,40 @@ def launched(kind: Kind, wider: int) -> set[tuple[Any, ...]]:
 def test_a_context_that_compiles_ahead_does_not_touch_others(gpu: FakeGPU) -> None:
     """Launches of other threads, and later ones of this thread, go on as ever."""
     (call, *_) = calls = calls_of(Kind(chunk_sizes=(16,)), (DOWN,))
-    compile_all(calls)
+    binaries._compile(calls, 2, None)
     assert launch.compiled.get() is None
     assert not gpu.launched
     call()
     assert gpu.launched
 
 
-def run_program(name: str) -> dict[str, Any]:
-    """What a program of this folder prints, run where Triton compiles."""
-    here = pathlib.Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    ran = subprocess.run(
-        [sys.executable, here / name], capture_output=True, text=True, timeout=600, check=False, env=environment
-    )
-    assert ran.returncode == 0, ran.stderr
-    said: dict[str, Any] = json.loads(ran.stdout)
-    return said
+def test_a_failure_leaves_nothing_behind(gpu: FakeGPU) -> None:
+    """It comes through as it is, and the next warm-up and launch go on as ever."""
+    (call, *_) = calls = calls_of(Kind(chunk_sizes=(16,)), (DOWN,))
+    with pytest.raises(ZeroDivisionError):
+        binaries._compile([call, lambda: 1 // 0], 2, None)
+    call()
+    assert gpu.launched
+    assert binaries._compile(calls, 2, None) > 1
 
 
 def test_triton_finds_what_was_compiled_in_parallel() -> None:
     """By its own count, for an H200: each binary once and ahead, none for the calls that are covered."""
-    said = run_program("compiled_ahead.py")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    program = pathlib.Path(__file__).parent / "compiled_ahead.py"
+    ran = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
     assert said["compiled"] == said["binaries"] > 6
     assert (said["launching"], said["others"]) == (0, 0)
     assert said["uncovered"] > 0
     assert said["in another process"] == said["binaries"]
     assert said["found on disk"] == [True] * said["binaries"]
     if hasattr(triton, "AsyncCompileMode"):
+        assert said["threads"] == 2
         assert said["progress"] == [[done, said["binaries"]] for done in range(1, said["binaries"] + 1)]
 
 

@@ -32,6 +32,8 @@ from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
 NO_GPU = 2
+# Part of each compilation is Python's own and holds its lock: more threads would only wait for it.
+_MOST_THREADS = 16
 Call = Callable[[], object]
 
 
@@ -68,13 +70,13 @@ def warmup(
     """Compile all that calls for a model's layers can launch: none of them compiles anything afterwards.
 
     Binaries come into this process, ready to launch, and into Triton's cache on disk, where the next one finds them.
-    They are compiled in threads: most of the time a compiler runs that does not hold Python's lock. Before Triton 3.5
-    they are compiled one after the other.
+    Threads compile them, since for most of that time Triton does not hold Python's lock: no process is started, and no
+    memory of the GPU taken for it. Before Triton 3.5 they are compiled one after the other, without `progress`.
 
     What is covered: batches of any size up to the given ones, in `Segments` that csgmv made; the table's configs, not a
     `config` of the caller's own; tensors that begin at multiples of 16 bytes, as torch allocates them; rows of x and
     base_output as far apart as they are long, or by another stride where Triton makes no difference between the two
-    (both are multiples of 16 elements, or neither is of 8). A call of another kind compiles what it needs, once.
+    (both are multiples of 16 elements, both of just 8, or neither of 8). A call of another kind compiles what it needs.
 
     Args:
         layers: a model (a name on the Hugging Face hub, a folder with a config.json, or a config object), see
@@ -87,9 +89,8 @@ def warmup(
         chunk_sizes: of the Segments; None for those that they choose themselves where they are given none.
         padded, batch_invariant: as the operations will be told.
         device: a GPU; None for the current one.
-        threads: that compile; None for one a processor.
-        progress: called in this thread after each binary, with how many of the new ones are done and how many there
-            are.
+        threads: that compile; None for one a processor, 16 at most.
+        progress: called in this thread as binaries get ready, with how many new ones are and how many there will be.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; or the stream is being captured.
@@ -111,7 +112,7 @@ def warmup(
         batches = _batches(chunk_sizes, max_tokens, max_loras, place)
         _check(shapes, max_rank, dtype, ops, batches)
         calls = [call for shape in shapes for call in _calls(shape, max_rank, dtype, ops, batches, place, how)]
-        binaries = contextvars.copy_context().run(_compile, calls, threads or len(os.sched_getaffinity(0)), progress)
+        binaries = _compile(calls, threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS), progress)
         for call in calls:
             call()
         torch.cuda.current_stream().synchronize()
@@ -206,24 +207,22 @@ def _calls(
 
 
 def _compile(calls: Iterable[Call], threads: int, progress: Callable[[int, int], None] | None) -> int:
-    """Compile what calls launch, and launch nothing that is new; returns the number of binaries.
-
-    For a context of its own, which is not to be used again.
-    """
+    """Compile what calls launch, and launch nothing that is new; returns the number of binaries."""
     binaries: list[Any] = []
-    launch.compiled.set(binaries)
+    context = contextvars.copy_context()  # what is set in it ends with it, however this ends
+    context.run(launch.compiled.set, binaries)
     pool = ThreadPoolExecutor(threads)
     mode = triton.AsyncCompileMode(pool) if hasattr(triton, "AsyncCompileMode") else None  # from Triton 3.5 on
     try:
         if mode is not None:
-            mode.__enter__()  # no `with`: after an error it would wait for everything that is queued
+            context.run(mode.__enter__)  # no `with`: after an error it would wait for everything that is queued
         for call in calls:
-            call()
+            context.run(call)
         if mode is not None:
             for done, _ in enumerate(as_completed(mode.raw_futures), 1):
                 if progress is not None:
                     progress(done, len(mode.raw_futures))
-            mode.__exit__(None, None, None)
+            context.run(mode.__exit__, None, None, None)
     finally:
         pool.shutdown(cancel_futures=True)
     return len(set(map(id, binaries)))
@@ -239,7 +238,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chunk-sizes", type=int, nargs="+", metavar="N", help="of the Segments (those that they choose themselves)")
     add("--padded", action="store_true", help="for calls with padded=True")
     add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads that compile (as many as processors)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads that compile (as many as processors, 16 at most)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
