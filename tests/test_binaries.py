@@ -312,6 +312,13 @@ def test_the_command_hands_its_options_over(
     assert "9 binaries for 72 kinds of calls in 4.2 s" in capsys.readouterr().out
 
 
+def test_progress_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Written over until it is complete, where standard output is not disturbed."""
+    for done in (1, 2):
+        binaries._show(done, 2)
+    assert capsys.readouterr() == ("", "\r1/2 binaries\r2/2 binaries\n")
+
+
 @pytest.mark.gpu
 def test_nothing_compiles_after_a_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     """From nothing, in memory and on disk: Triton compiles all of it during the warm-up, and launches are right.
