@@ -41,7 +41,7 @@ def make_batch(
     widths: list[int],
     num_tokens: int,
     *,
-    chunk_size: int = 16,
+    chunk_size: int | None = 16,
     padded: bool = False,
     dtype: torch.dtype = torch.float16,
     extra: int = 0,

@@ -81,19 +81,28 @@ class _Kernel:
         how = name not in self._general, name not in self._unaligned
         return native_specialize_impl(CUDABackend, value, False, *how)
 
+    def _binary(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        constants = {name: named.pop(name) for name in self.arg_names[len(given) :]}
+        kinds = tuple(map(self._specialised, self.arg_names, given))
+        return self._name, self._gpu.device, kinds, tuple(constants.items()), tuple(named.items())
+
     def __getitem__(self, grid: tuple[int]) -> Any:
         def start(*given: Any, **named: Any) -> Any:
             tensors = [each for each in given if isinstance(each, torch.Tensor)]
             sizes = given[len(tensors) :]
-            constants = {name: named.pop(name) for name in self.arg_names[len(given) :]}
-            kinds = tuple(map(self._specialised, self.arg_names, given))
-            binary = self._name, self._gpu.device, kinds, tuple(constants.items()), tuple(named.items())
+            binary = self._binary(given, named)
             pointers = tuple(each.data_ptr() for each in tensors)
             self._gpu.launched.append(Launched("long", binary, grid[0], pointers, sizes))
-            launcher = _Launcher(self._gpu, len(pointers), len(constants))
+            launcher = _Launcher(self._gpu, len(pointers), len(binary[3]))
             return SimpleNamespace(run=launcher, function=binary, packed_metadata=("metadata", binary))
 
         return start
+
+    def warmup(self, *given: Any, grid: tuple[int], **named: Any) -> object:
+        """Compiles and launches nothing; the same binary is the same object."""
+        assert grid[0] > 0
+        binary = self._binary(given, named)
+        return self._gpu.compiled.setdefault(binary, object())
 
 
 class FakeGPU:
@@ -101,12 +110,14 @@ class FakeGPU:
 
     Attributes:
         launched: everything so far.
+        compiled: binaries that were compiled without a launch, each with an object that stands for it.
         device: the current one.
         scratch: bytes of scratch memory that kernels need.
     """
 
     def __init__(self) -> None:
         self.launched: list[Launched] = []
+        self.compiled: dict[tuple[Any, ...], object] = {}
         self.device, self.scratch = -1, 0
 
     @contextlib.contextmanager

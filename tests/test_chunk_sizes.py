@@ -149,3 +149,13 @@ def test_ids_on_the_gpu_go_by_slots_and_tokens() -> None:
     ids = torch.zeros(3000, dtype=torch.int32, device="cuda")
     segments = Segments.from_tokens(ids, [8] * 8, [1.0] * 8)
     assert segments.chunk_size == chunk_sizes.choose(3000, 8, segments.permutation.device)
+
+
+@pytest.mark.usefixtures("on_h200")
+@pytest.mark.parametrize("device", [GPU, CPU], ids=str)
+@pytest.mark.parametrize(("max_tokens", "max_loras"), [(1, 1), (91, 3), (3000, 9), (2047, 7), (30720, 32)])
+def test_what_batches_up_to_a_size_can_get(max_tokens: int, max_loras: int, device: torch.device) -> None:
+    """Exactly the chunk sizes that some batch of so many rows and adapters, or fewer, gets."""
+    rows = [*range(1, min(max_tokens, 200)), *range(200, max_tokens, 61), max_tokens]
+    got = {chunk_sizes.choose(each, few, device) for each in rows for few in range(1, max_loras + 1)}
+    assert chunk_sizes.possible(max_tokens, max_loras, device) == got

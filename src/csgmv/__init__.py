@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from csgmv._version import __version__
 
 if TYPE_CHECKING:
+    from csgmv.binaries import warmup
     from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig
     from csgmv.dispatch import explain
     from csgmv.expand import lora_expand
@@ -29,6 +30,7 @@ __all__ = [
     "explain",
     "lora_expand",
     "lora_shrink",
+    "warmup",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "explain": "dispatch",
     "lora_expand": "expand",
     "lora_shrink": "shrink",
+    "warmup": "binaries",
 }
 
 

@@ -33,6 +33,16 @@ def choose(rows: int, adapters: int, device: torch.device) -> int:
     return _tuned(rules.batch_cell(rows, adapters), device) or default_chunk_size(rows)
 
 
+def possible(max_tokens: int, max_loras: int, device: torch.device) -> set[int]:
+    """Every chunk size that `choose` gives batches of up to so many rows and adapters (each at least 1)."""
+    rows, adapters = ([*_powers_of_two(most), most] for most in (max_tokens, max_loras))  # each cell has one of these
+    return {choose(each, few, device) for each in rows for few in adapters}
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [1 << exponent for exponent in range(most.bit_length())]
+
+
 @functools.cache
 def table() -> ChunkSizes:
     """The generated table; empty in a tree or wheel that has none."""

@@ -29,6 +29,9 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "tune": _Command("csgmv.tuning.command", "find the fastest configs on this GPU; write them as raw results"),
+    "warmup": _Command(
+        "csgmv.binaries", "compile every kernel that a model's layers can need, before the first launch"
+    ),
     "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
     "show": _Command("csgmv.show", "print the table of tuned configs"),
     "explain": _Command("csgmv.lookup", "say which config a launch gets, and why", interpreted=True),

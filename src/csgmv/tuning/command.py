@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from csgmv import rules
-from csgmv.models import LayerShape, layer_shapes, parse_layer
+from csgmv import layer_options, rules
 from csgmv.tuning import model, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Plan, Task
 from csgmv.tuning.tuner import Step, tune
@@ -33,11 +32,8 @@ def _listed(numbers: Sequence[int]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `csgmv tune`."""
     what = parser.add_argument_group("what to tune")
+    layer_options.add_arguments(what)
     add = what.add_argument
-    add("--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json")
-    add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
-    add("--rank", type=int, required=True, metavar="N", help="max_rank of the adapters, 1 to 256")
-    add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
     chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
     add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
     add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
@@ -49,9 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)",
     )
-    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
-    add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
-    add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
@@ -71,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
         return NO_GPU
     plan = Plan(
-        layers=_layers(args),
+        layers=layer_options.layers(args),
         max_rank=args.rank,
         chunk_sizes=args.chunk_sizes,
         tokens=args.tokens,
@@ -103,16 +96,6 @@ def run(args: argparse.Namespace) -> int:
     if summary.failed:
         print(f"{summary.failed} keys have no config that works", file=sys.stderr)
     return FAILED if summary.failed else 0
-
-
-def _layers(args: argparse.Namespace) -> list[LayerShape]:
-    """The layers asked for, each shape once."""
-    if not args.model and not args.layer:
-        raise ValueError("--model, --layer: expected one of them, got neither")
-    layers = [parse_layer(text) for text in args.layer]
-    for tp in args.tp if args.model else ():
-        layers += layer_shapes(args.model, tp, args.trust_remote_code)
-    return list({(layer.input_dim, layer.slice_widths): layer for layer in reversed(layers)}.values())[::-1]
 
 
 def _dry_run(plan: Plan) -> int:

@@ -1,0 +1,272 @@
+"""Compile every kernel that a model's layers can need, before the first launch.
+
+Which those are is not worked out a second time: the operations themselves are called, on batches without rows, once for
+each kind of call that a server can make. The first time they only compile, all that is new at a time; the second time
+they launch, so that whatever else a first launch does is done too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextvars
+import functools
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from csgmv import chunk_sizes as sizes_of_chunks
+from csgmv import launch, layer_options, rules
+from csgmv.expand import lora_expand
+from csgmv.grouping import segment_capacity
+from csgmv.layer import add_lora
+from csgmv.models import LayerShape, layer_shapes
+from csgmv.segments import Segments
+from csgmv.shrink import lora_shrink
+
+NO_GPU = 2
+# Part of each compilation is Python's own and holds its lock: more threads would only wait for it.
+_MOST_THREADS = 16
+Call = Callable[[], object]
+
+
+class Warmup(NamedTuple):
+    """What `warmup` did.
+
+    Attributes:
+        calls: kinds of calls: a layer, an operation, a chunk size and a power of two of segments each.
+        binaries: kernels that they launch and that launches of these kinds had not found yet; many kinds share one.
+        seconds: how long it took.
+    """
+
+    calls: int
+    binaries: int
+    seconds: float
+
+
+def warmup(
+    layers: str | Path | Any | Iterable[LayerShape],
+    *,
+    max_rank: int,
+    max_tokens: int,
+    max_loras: int,
+    tp: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    ops: Sequence[str] = rules.OPS,
+    chunk_sizes: Iterable[int] | None = None,
+    padded: bool = False,
+    batch_invariant: bool = False,
+    device: torch.device | str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Warmup:
+    """Compile all that calls for a model's layers can launch: none of them compiles anything afterwards.
+
+    Binaries come into this process, ready to launch, and into Triton's cache on disk, where the next one finds them.
+    Threads compile them, since for most of that time Triton does not hold Python's lock: no process is started, and no
+    memory of the GPU taken for it. Before Triton 3.5 they are compiled one after the other, without `progress`.
+
+    What is covered: batches of any size up to the given ones, in `Segments` that csgmv made; the table's configs, not a
+    `config` of the caller's own; tensors that begin at multiples of 16 bytes, as torch allocates them; rows of x and
+    base_output as far apart as they are long, or by another stride where Triton makes no difference between the two
+    (both are multiples of 16 elements, both of just 8, or neither of 8). A call of another kind compiles what it needs.
+
+    Args:
+        layers: a model (a name on the Hugging Face hub, a folder with a config.json, or a config object), see
+            `csgmv.models.layer_shapes`; or its layers, as `csgmv.models.LayerShape`.
+        max_rank: of lora_a and lora_b, 1 to 256.
+        max_tokens, max_loras: most rows of x and most adapter slots of any batch.
+        tp: tensor-parallel size of the model.
+        dtype: of every tensor: float16, bfloat16 or float32.
+        ops: of "shrink", "expand" and "add_lora" those that will be called.
+        chunk_sizes: of the Segments; None for those that they choose themselves where they are given none.
+        padded, batch_invariant: as the operations will be told.
+        device: a GPU; None for the current one.
+        threads: that compile; None for one a processor, 16 at most.
+        progress: called in this thread as binaries get ready, with how many new ones are and how many there will be.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; or the stream is being captured.
+        ImportError, OSError: as for `csgmv.models.layer_shapes`.
+        RuntimeError: there is no GPU, or kernels are interpreted.
+    """
+    started = time.monotonic()
+    place = _gpu(device)
+    for name, number in (("max_tokens", max_tokens), ("max_loras", max_loras), ("threads", threads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}: expected a positive number, got {number}")
+    shapes = _shapes(layers, tp)
+    if chunk_sizes is None:
+        chunk_sizes = sizes_of_chunks.possible(max_tokens, max_loras, place)
+    how = {"padded": padded, "batch_invariant": batch_invariant}
+    with torch.cuda.device(place):
+        if torch.cuda.is_current_stream_capturing():
+            raise ValueError("warmup: expected a stream that is not being captured into a CUDA graph")
+        batches = _batches(chunk_sizes, max_tokens, max_loras, place)
+        _check(shapes, max_rank, dtype, ops, batches)
+        calls = [call for shape in shapes for call in _calls(shape, max_rank, dtype, ops, batches, place, how)]
+        binaries = _compile(calls, threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS), progress)
+        for call in calls:
+            call()
+        torch.cuda.current_stream().synchronize()
+    return Warmup(len(calls), binaries, time.monotonic() - started)
+
+
+def _gpu(device: torch.device | str | None) -> torch.device:
+    """The GPU, with its number."""
+    if launch.INTERPRETED:
+        raise RuntimeError("warmup: kernels are interpreted (TRITON_INTERPRET is set), there is nothing to compile")
+    if not torch.cuda.is_available():
+        raise RuntimeError("warmup needs a GPU, and torch finds none")
+    place = torch.device("cuda" if device is None else device)
+    if place.type != "cuda":
+        raise ValueError(f"device: expected a GPU, got {place}")
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def _shapes(layers: str | Path | Any | Iterable[LayerShape], tp: int) -> list[LayerShape]:
+    if isinstance(layers, (str, Path)) or not isinstance(layers, Iterable):
+        return layer_shapes(layers, tp)
+    shapes = list(layers)
+    for shape in shapes:
+        if not isinstance(shape, LayerShape):
+            raise TypeError(f"layers: expected a model or LayerShapes, got {type(shape).__name__} among them")
+    if not shapes:
+        raise ValueError("layers: expected at least one, got none")
+    if tp != 1:
+        raise ValueError(f"tp: expected 1 with LayerShapes, whose sizes are one rank's already, got {tp}")
+    return shapes
+
+
+def _batches(chunk_sizes: Iterable[int], max_tokens: int, max_loras: int, device: torch.device) -> list[Segments]:
+    """Batches without rows, one for each chunk size and each bucket of segments up to what is possible."""
+    batches = []
+    for chunk_size in dict.fromkeys(chunk_sizes):
+        if chunk_size < 1:
+            raise ValueError(f"chunk_sizes: expected positive numbers, got {chunk_size}")
+        most = rules.segment_bucket(segment_capacity(max_tokens, max_loras, chunk_size))
+        batches += [_without_rows(chunk_size, 1 << exponent, device) for exponent in range(most.bit_length())]
+    return batches
+
+
+def _without_rows(chunk_size: int, num_segments: int, device: torch.device) -> Segments:
+    """Segments that are all empty, of one adapter."""
+    zeros = functools.partial(torch.zeros, dtype=torch.int32, device=device)
+    scalings = torch.zeros(1, device=device)
+    return Segments(
+        zeros(1), zeros(num_segments + 1), zeros(num_segments), zeros(1), scalings, chunk_size, num_segments, 1
+    )
+
+
+def _check(
+    shapes: Sequence[LayerShape], max_rank: int, dtype: torch.dtype, ops: Sequence[str], batches: Sequence[Segments]
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, torch.dtype) or name not in rules.DTYPE_BYTES:
+        raise TypeError(f"dtype: expected torch.float16, torch.bfloat16 or torch.float32, got {dtype!r}")
+    if not batches:
+        raise ValueError("chunk_sizes: expected at least one, got none")
+    if not ops or not set(ops) <= {*rules.OPS}:
+        raise ValueError(f"ops: expected some of {', '.join(rules.OPS)}, got {ops!r}")
+    for shape in shapes:
+        widths = shape.slice_widths
+        key = rules.Key("add_lora", shape.input_dim, widths, max_rank, len(widths), name, batches[0].chunk_size, 1)
+        if fault := rules.key_fault(key):
+            raise ValueError(fault)
+
+
+def _calls(
+    shape: LayerShape,
+    max_rank: int,
+    dtype: torch.dtype,
+    ops: Sequence[str],
+    batches: Sequence[Segments],
+    device: torch.device,
+    how: Mapping[str, Any],
+) -> Iterator[Call]:
+    """One layer's calls, on tensors of one row and one adapter that nothing is ever read from."""
+    slices, output_dim = len(shape.slice_widths), sum(shape.slice_widths)
+    offsets = (0, *itertools.accumulate(shape.slice_widths))
+    empty = functools.partial(torch.empty, dtype=dtype, device=device)
+    x, h, base_output = empty(1, shape.input_dim), empty(1, slices * max_rank), empty(1, output_dim)
+    lora_a, lora_b = empty(1, slices * max_rank, shape.input_dim), empty(1, output_dim, max_rank)
+    for segments in batches:
+        if "shrink" in ops:
+            yield functools.partial(lora_shrink, x, lora_a, segments, slices, **how)
+        if "expand" in ops:
+            yield functools.partial(lora_expand, h, lora_b, segments, offsets, base_output, **how)
+        if "add_lora" in ops:
+            yield functools.partial(add_lora, base_output, x, lora_a, lora_b, segments, offsets, **how)
+
+
+def _compile(calls: Iterable[Call], threads: int, progress: Callable[[int, int], None] | None) -> int:
+    """Compile what calls launch, and launch nothing that is new; returns the number of binaries."""
+    binaries: list[Any] = []
+    context = contextvars.copy_context()  # what is set in it ends with it, however this ends
+    context.run(launch.compiled.set, binaries)
+    pool = ThreadPoolExecutor(threads)
+    mode = triton.AsyncCompileMode(pool) if hasattr(triton, "AsyncCompileMode") else None  # from Triton 3.5 on
+    try:
+        if mode is not None:
+            context.run(mode.__enter__)  # no `with`: after an error it would wait for everything that is queued
+        for call in calls:
+            context.run(call)
+        if mode is not None:
+            for done, _ in enumerate(as_completed(mode.raw_futures), 1):
+                if progress is not None:
+                    progress(done, len(mode.raw_futures))
+            context.run(mode.__exit__, None, None, None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return len(set(map(id, binaries)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `csgmv warmup`."""
+    what = parser.add_argument_group("what to compile")
+    layer_options.add_arguments(what)
+    add = what.add_argument
+    add("--max-tokens", type=int, required=True, metavar="N", help="most rows of x of any batch")
+    add("--max-loras", type=int, required=True, metavar="N", help="most adapter slots of any batch")
+    add("--chunk-sizes", type=int, nargs="+", metavar="N", help="of the Segments (those that they choose themselves)")
+    add("--padded", action="store_true", help="for calls with padded=True")
+    add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads that compile (as many as processors, 16 at most)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill Triton's cache on disk, and return the exit status: 0 all well, 2 no GPU."""
+    if not torch.cuda.is_available():
+        print("csgmv warmup: needs a GPU, and torch finds none", file=sys.stderr)
+        return NO_GPU
+    done = warmup(
+        layer_options.layers(args),
+        max_rank=args.rank,
+        max_tokens=args.max_tokens,
+        max_loras=args.max_loras,
+        dtype=getattr(torch, args.dtype),
+        ops=args.ops,
+        chunk_sizes=args.chunk_sizes,
+        padded=args.padded,
+        batch_invariant=args.batch_invariant,
+        threads=args.threads,
+        progress=_show if sys.stderr.isatty() else None,
+    )
+    print(
+        f"{done.binaries} binaries for {done.calls} kinds of calls in {done.seconds:.1f} s: in Triton's cache on disk"
+    )
+    return 0
+
+
+def _show(done: int, total: int) -> None:
+    """One line on the terminal, written over until it is complete."""
+    print(f"\r{done}/{total} binaries", end="\n" if done == total else "", file=sys.stderr, flush=True)
