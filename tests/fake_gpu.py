@@ -27,7 +27,7 @@ class Launched(NamedTuple):
 
     Attributes:
         way: "long", Triton's own; "short", past it; "object", past it but for its launcher object.
-        binary: kernel, how each argument is specialised, constants, options.
+        binary: kernel, device; and by their names: how each argument is specialised, constants, options.
         programs: the grid's size.
         pointers, sizes: the run-time arguments.
     """
@@ -86,7 +86,7 @@ class _Kernel:
             tensors = [each for each in given if isinstance(each, torch.Tensor)]
             sizes = given[len(tensors) :]
             constants = {name: named.pop(name) for name in self.arg_names[len(given) :]}
-            kinds = tuple(map(self._specialised, self.arg_names, given))
+            kinds = tuple((name, self._specialised(name, value)) for name, value in zip(self.arg_names, given))
             binary = self._name, self._gpu.device, kinds, tuple(constants.items()), tuple(named.items())
             pointers = tuple(each.data_ptr() for each in tensors)
             self._gpu.launched.append(Launched("long", binary, grid[0], pointers, sizes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -238,6 +239,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "widths": {"widths": (64, 32)},
     "widths multiples of 8": {"widths": (40, 56)},
     "widths odd": {"widths": (31, 65)},
+    "last width odd": {"widths": (32, 65)},
+    "widths and rank odd": {"widths": (32, 33), "max_rank": 17},
     "a width of 0": {"widths": (0, 96)},
     "no width at all": {"widths": (0, 0)},
     "offsets that are floats": {"offset_type": float},
@@ -306,7 +309,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "maxnreg": 128}.items()},
     **{f"expand {name}": {"config": config(None, {name: value})} for name, value in {
         "block_m": 64, "block_n": 64, "block_k": 32, "column_tiles": 2, "num_warps": 8, "num_stages": 3,
-        "maxnreg": 128}.items()},
+        "maxnreg": 128, "prefetch": True}.items()},
     "more splits": {"config": config({"split_k": 3})},
     "overlap": {"config": config(overlap=True)},
 }  # fmt: skip
@@ -326,6 +329,11 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+def firsts(op: str) -> tuple[Call, ...]:
+    """Calls to change: by the table, by a config, and with partials and a rank that is walked in steps."""
+    return Call(op), Call(op, config=config()), Call(op, config=config({"split_k": 2}), max_rank=64)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
@@ -333,10 +341,32 @@ def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
 
     With and without a config; and after the same for a batch of one row, of which less is asked.
     """
-    for first in (Call(op), Call(op, config=config())):
+    for first in firsts(op):
         other = dataclasses.replace(first, **change)
         assert_as_if_unknown([first, other])
         assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
+
+
+def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:
+    """Of every kernel, each argument that Triton specialises, each constant and each option differs between two calls.
+
+    But for three: partials are always fresh memory of float32, the kernel that sums them has tiles of one height, and
+    an option that is there or not is never False.
+    """
+    for op, change in itertools.product(OPS, CHANGES.values()):
+        for first in firsts(op):
+            with contextlib.suppress(TypeError, ValueError):
+                prepared(dataclasses.replace(first, **change))[0]()
+    found: dict[tuple[str, str], set[Any]] = {}
+    for kernel, _, *ingredients in (each.binary for each in gpu.launched):
+        for name, kind in itertools.chain(*ingredients):
+            found.setdefault((kernel, name), set()).add(kind)
+    not_specialised = {("i32", None)}
+    assert {each for each, kinds in found.items() if len(kinds) == 1 and kinds != not_specialised} == {
+        ("_sum_partials_kernel", "partials"),
+        ("_sum_partials_kernel", "BLOCK_M"),
+        ("_expand_kernel", "launch_pdl"),
+    }
 
 
 @pytest.mark.parametrize("change", OUT_CHANGES.values(), ids=OUT_CHANGES)
