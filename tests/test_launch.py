@@ -110,9 +110,9 @@ def place(call: Call, name: str, tensor: torch.Tensor) -> Any:
     """The tensor, or what stands in its place."""
     if call.transposed == name:
         tensor = tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if call.elsewhere == name:
-        tensor = tensor.to(WRONG_DEVICE)
-    return tensor.tolist() if call.no_tensor == name else tensor
+    if call.no_tensor == name:
+        return tensor.tolist()
+    return tensor.to(WRONG_DEVICE) if call.elsewhere == name else tensor
 
 
 def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
@@ -361,6 +361,7 @@ def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:
     for kernel, _, *ingredients in (each.binary for each in gpu.launched):
         for name, kind in itertools.chain(*ingredients):
             found.setdefault((kernel, name), set()).add(kind)
+    assert {kind for kind, _ in found["_expand_kernel", "lora_b"]} == {"*fp16", "*bf16", "*fp32"}
     not_specialised = {("i32", None)}
     assert {each for each, kinds in found.items() if len(kinds) == 1 and kinds != not_specialised} == {
         ("_sum_partials_kernel", "partials"),
