@@ -6,7 +6,11 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,7 +32,7 @@ from csgmv import (
     lora_shrink,
     reference,
 )
-from fake_gpu import FakeGPU, fake_gpu
+from fake_gpu import FakeGPU, Launched, fake_gpu
 
 OPS = ("shrink", "expand", "add_lora")
 WRONG_DEVICE = "cuda" if torch.cuda.is_available() else "meta"
@@ -417,6 +421,40 @@ def test_plans_do_not_fill_the_memory(gpu: FakeGPU, monkeypatch: pytest.MonkeyPa
         prepared(Call(x_extra=extra))[0]()
         assert len(launch.plans) <= 4
     assert len(gpu.launched) == 40
+
+
+def test_threads_share_plans(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of them, while plans are made, found, replaced and dropped: each call launches what it would by itself."""
+    monkeypatch.setattr(launch, "_MOST_PLANS", 3)
+    changes: list[dict[str, Any]] = [{}, {"padded": True}, {"base_extra": 8}, {"dtype": HALF}, {"config": config()}]
+    calls = [prepared(Call(op, **change)) for op, change in itertools.product(OPS, changes)]
+    names = dict(itertools.chain.from_iterable(names.items() for _, names in calls))
+
+    def counted(launched: list[Launched]) -> Counter[Any]:
+        return Counter((*each[1:3], *[names.get(at, "fresh") for at in each.pointers], each.sizes) for each in launched)
+
+    makes, threads, rounds = [make for make, _ in calls], 8, 40
+    gpu.launched.clear()
+    for make in makes:
+        make()
+    expected = counted(gpu.launched)
+    gpu.launched.clear()
+
+    def work(number: int) -> None:
+        order = random.Random(number)
+        for _ in range(rounds):
+            for make in order.sample(makes, len(makes)):
+                make()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            [*pool.map(work, range(threads))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert {each.way for each in gpu.launched} == {"long", "short"}
+    assert counted(gpu.launched) == Counter({each: count * threads * rounds for each, count in expected.items()})
 
 
 def ways(gpu: FakeGPU, make: Callable[[], object]) -> list[str]:
