@@ -40,6 +40,29 @@ def assert_right(batch: Batch, got: tuple[torch.Tensor, ...]) -> None:
         assert_close(each, expected, torch.float16)
 
 
+def at_once(
+    streams: list[torch.cuda.Stream], batches: list[Batch], cycles: int
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The results of each batch, many times on a stream of its own; the streams begin together, after some cycles."""
+    begun, done = ([torch.cuda.Event(enable_timing=True) for _ in streams] for _ in range(2))
+    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in batches]
+    torch.cuda.synchronize()
+    for stream, event in zip(streams, begun):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(cycles)
+            event.record()
+    for _ in range(40):
+        for stream, batch, mine in zip(streams, batches, found):
+            with torch.cuda.stream(stream):
+                mine.append(results(batch))
+    for stream, event in zip(streams, done):
+        event.record(stream)
+    torch.cuda.synchronize()
+    for one, other in itertools.permutations(range(len(streams)), 2):
+        assert begun[one].elapsed_time(done[other]) > 0, "one after the other: nothing is shown"
+    return found
+
+
 @pytest.mark.gpu
 def test_streams_share_no_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two streams at once, many times, by the same plans on different inputs: right, and no memory was both's."""
@@ -58,29 +81,12 @@ def test_streams_share_no_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         return tensor
 
     monkeypatch.setattr(torch, "empty", noted)
-    torch.cuda.synchronize()
-    begun, done = ([torch.cuda.Event(enable_timing=True) for _ in streams] for _ in range(2))
-    for stream, event in zip(streams, begun):
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(500_000_000)  # until all is queued
-            event.record()
-    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[], []]
-    for _ in range(40):
-        for stream, batch, mine in zip(streams, batches, found):
-            with torch.cuda.stream(stream):
-                mine.append(results(batch))
-    for stream, event in zip(streams, done):
-        event.record(stream)
-    torch.cuda.synchronize()
-    assert begun[0].elapsed_time(done[1]) > 0, "one after the other: nothing is shown"
-    assert begun[1].elapsed_time(done[0]) > 0, "one after the other: nothing is shown"
-    for mine, expected in zip(found, wanted):
-        for got in mine:
-            assert torch.equal(got[0], expected[0])
-            assert torch.equal(got[1], expected[1])
+    for cycles in (1, 500_000_000):  # the second time each stream has its memory, and waits until all is queued
+        for mine, (two, one) in zip(at_once(streams, batches, cycles), wanted):
+            assert all(torch.equal(got[0], two) and torch.equal(got[1], one) for got in mine)
     assert len(launch.plans) == plans
     first, second = places.values()
-    assert len(first) >= 3 <= len(second)  # partials, h, stage
+    assert len(first) >= 2 <= len(second)  # h, and partials or stage, which may follow one another in one place
     for (start, end), (other_start, other_end) in itertools.product(first, second):
         assert end <= other_start or other_end <= start
 
