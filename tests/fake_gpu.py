@@ -16,7 +16,7 @@ import torch
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.nvidia.compiler import CUDABackend
 
-from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, arguments, dispatch, expand, launch, rules, shrink
+from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, dispatch, expand, launch, rules, shrink
 
 STREAM = 77
 KERNELS = {shrink: ("_shrink_kernel", "_sum_partials_kernel"), expand: ("_expand_kernel",)}
@@ -27,7 +27,7 @@ class Launched(NamedTuple):
 
     Attributes:
         way: "long", Triton's own; "short", past it; "object", past it but for its launcher object.
-        binary: kernel, how each argument is specialised, constants, options.
+        binary: kernel, device; and by their names: how each argument is specialised, constants, options.
         programs: the grid's size.
         pointers, sizes: the run-time arguments.
     """
@@ -83,7 +83,7 @@ class _Kernel:
 
     def _binary(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         constants = {name: named.pop(name) for name in self.arg_names[len(given) :]}
-        kinds = tuple(map(self._specialised, self.arg_names, given))
+        kinds = tuple((name, self._specialised(name, value)) for name, value in zip(self.arg_names, given))
         return self._name, self._gpu.device, kinds, tuple(constants.items()), tuple(named.items())
 
     def __getitem__(self, grid: tuple[int]) -> Any:
@@ -149,8 +149,7 @@ def fake_gpu() -> Iterator[FakeGPU]:
         for module, names in KERNELS.items():
             for name in names:
                 patch.setattr(module, name, _Kernel(gpu, name, getattr(module, name)))
-        # Tensors on the CPU pass the checks as they do when interpreted, and nothing else is as it is then.
-        patch.setattr(arguments, "launch", SimpleNamespace(INTERPRETED=True, device_of=launch.device_of))
+        patch.setattr(torch.Tensor, "is_cuda", True)
         patch.setattr(dispatch, "resolve", _a_config_of_its_own)
         patch.setattr(dispatch, "_remembered", {})
         patch.setattr(launch, "INTERPRETED", False)

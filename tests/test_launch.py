@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -27,7 +32,7 @@ from csgmv import (
     lora_shrink,
     reference,
 )
-from fake_gpu import FakeGPU, fake_gpu
+from fake_gpu import FakeGPU, Launched, fake_gpu
 
 OPS = ("shrink", "expand", "add_lora")
 WRONG_DEVICE = "cuda" if torch.cuda.is_available() else "meta"
@@ -109,9 +114,9 @@ def place(call: Call, name: str, tensor: torch.Tensor) -> Any:
     """The tensor, or what stands in its place."""
     if call.transposed == name:
         tensor = tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if call.elsewhere == name:
-        tensor = tensor.to(WRONG_DEVICE)
-    return tensor.tolist() if call.no_tensor == name else tensor
+    if call.no_tensor == name:
+        return tensor.tolist()
+    return tensor.to(WRONG_DEVICE) if call.elsewhere == name else tensor
 
 
 def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
@@ -238,6 +243,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "widths": {"widths": (64, 32)},
     "widths multiples of 8": {"widths": (40, 56)},
     "widths odd": {"widths": (31, 65)},
+    "last width odd": {"widths": (32, 65)},
+    "widths and rank odd": {"widths": (32, 33), "max_rank": 17},
     "a width of 0": {"widths": (0, 96)},
     "no width at all": {"widths": (0, 0)},
     "offsets that are floats": {"offset_type": float},
@@ -306,7 +313,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "maxnreg": 128}.items()},
     **{f"expand {name}": {"config": config(None, {name: value})} for name, value in {
         "block_m": 64, "block_n": 64, "block_k": 32, "column_tiles": 2, "num_warps": 8, "num_stages": 3,
-        "maxnreg": 128}.items()},
+        "maxnreg": 128, "prefetch": True}.items()},
     "more splits": {"config": config({"split_k": 3})},
     "overlap": {"config": config(overlap=True)},
 }  # fmt: skip
@@ -326,6 +333,11 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+def firsts(op: str) -> tuple[Call, ...]:
+    """Calls to change: by the table, by a config, and with partials and a rank that is walked in steps."""
+    return Call(op), Call(op, config=config()), Call(op, config=config({"split_k": 2}), max_rank=64)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
@@ -333,10 +345,33 @@ def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
 
     With and without a config; and after the same for a batch of one row, of which less is asked.
     """
-    for first in (Call(op), Call(op, config=config())):
+    for first in firsts(op):
         other = dataclasses.replace(first, **change)
         assert_as_if_unknown([first, other])
         assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
+
+
+def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:
+    """Of every kernel, each argument that Triton specialises, each constant and each option differs between two calls.
+
+    But for three: partials are always fresh memory of float32, the kernel that sums them has tiles of one height, and
+    an option that is there or not is never False.
+    """
+    for op, change in itertools.product(OPS, CHANGES.values()):
+        for first in firsts(op):
+            with contextlib.suppress(TypeError, ValueError):
+                prepared(dataclasses.replace(first, **change))[0]()
+    found: dict[tuple[str, str], set[Any]] = {}
+    for kernel, _, *ingredients in (each.binary for each in gpu.launched):
+        for name, kind in itertools.chain(*ingredients):
+            found.setdefault((kernel, name), set()).add(kind)
+    assert {kind for kind, _ in found["_expand_kernel", "lora_b"]} == {"*fp16", "*bf16", "*fp32"}
+    not_specialised = {("i32", None)}
+    assert {each for each, kinds in found.items() if len(kinds) == 1 and kinds != not_specialised} == {
+        ("_sum_partials_kernel", "partials"),
+        ("_sum_partials_kernel", "BLOCK_M"),
+        ("_expand_kernel", "launch_pdl"),
+    }
 
 
 @pytest.mark.parametrize("change", OUT_CHANGES.values(), ids=OUT_CHANGES)
@@ -386,6 +421,40 @@ def test_plans_do_not_fill_the_memory(gpu: FakeGPU, monkeypatch: pytest.MonkeyPa
         prepared(Call(x_extra=extra))[0]()
         assert len(launch.plans) <= 4
     assert len(gpu.launched) == 40
+
+
+def test_threads_share_plans(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of them, while plans are made, found, replaced and dropped: each call launches what it would by itself."""
+    monkeypatch.setattr(launch, "_MOST_PLANS", 3)
+    changes: list[dict[str, Any]] = [{}, {"padded": True}, {"base_extra": 8}, {"dtype": HALF}, {"config": config()}]
+    calls = [prepared(Call(op, **change)) for op, change in itertools.product(OPS, changes)]
+    names = dict(itertools.chain.from_iterable(names.items() for _, names in calls))
+
+    def counted(launched: list[Launched]) -> Counter[Any]:
+        return Counter((*each[1:3], *[names.get(at, "fresh") for at in each.pointers], each.sizes) for each in launched)
+
+    makes, threads, rounds = [make for make, _ in calls], 8, 40
+    gpu.launched.clear()
+    for make in makes:
+        make()
+    expected = counted(gpu.launched)
+    gpu.launched.clear()
+
+    def work(number: int) -> None:
+        order = random.Random(number)
+        for _ in range(rounds):
+            for make in order.sample(makes, len(makes)):
+                make()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            [*pool.map(work, range(threads))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert {each.way for each in gpu.launched} == {"long", "short"}
+    assert counted(gpu.launched) == Counter({each: count * threads * rounds for each, count in expected.items()})
 
 
 def ways(gpu: FakeGPU, make: Callable[[], object]) -> list[str]:

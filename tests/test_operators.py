@@ -90,8 +90,28 @@ def test_same_bits_as_eager(backend: str, options: dict[str, Any]) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"tuned": True}, {"padded": True, "batch_invariant": True}], ids=str)
 def test_same_bits_as_eager_by_inductor(options: dict[str, Any]) -> None:
-    """As above, as generated code."""
-    compare("inductor", [*BATCHES, [2]], **options)
+    """As above, as generated code; once there is a graph for any size and one for a single row, nothing compiles."""
+    module = Layers(**options)
+    compiled = torch.compile(module, backend="inductor", fullgraph=True)
+    for ids in (*BATCHES[:2], [2]):
+        agree(module, compiled, len(ids), segments_of(ids))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for ids in (*BATCHES, [2], [-1]):
+            agree(module, compiled, len(ids), segments_of(ids))
+
+
+@pytest.mark.gpu
+def test_refilled_segments_by_inductor() -> None:
+    """Of a batch in fixed buffers generated code sees nothing but these: one graph, the bits of eager calls."""
+    module = Layers(tuned=True)
+    compiled = torch.compile(module, backend="inductor", fullgraph=True)
+    static = Segments.allocate(12, len(RANKS), chunk_size=16, device=DEVICE)
+    static.update_from_tokens([1, 2] * 3, RANKS, [1.0, 0.5, 3.0])
+    agree(module, compiled, 12, static)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for ids in ([0, 1, 2] * 4, [2] * 11, [0], [1, -1]):
+            static.update_from_tokens(ids, RANKS, [1.0, 0.5, 3.0])
+            agree(module, compiled, 12, static)
 
 
 def test_sizes_of_a_batch_need_no_graphs_of_their_own() -> None:
@@ -129,6 +149,20 @@ def test_segments_in_fixed_buffers() -> None:
         static.update_from_tokens(ids, RANKS, [1.0, 0.5, 3.0])
         agree(module, compiled, 12, static)
     assert counter.frame_count == 1
+
+
+def test_a_batch_is_cut_from_its_buffer_once() -> None:
+    """For all layers and calls; another batch of the same sizes is another one."""
+    from csgmv import operators
+
+    module = Layers()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    before = operators._of_buffer.cache_info().misses
+    for number, adapter in enumerate((0, 1, 2), start=1):
+        batch = segments_of([adapter] * 9)
+        for _ in range(2):
+            agree(module, compiled, 9, batch)
+        assert operators._of_buffer.cache_info().misses == before + number
 
 
 def test_segments_of_the_users_own() -> None:
