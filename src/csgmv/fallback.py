@@ -1,0 +1,249 @@
+"""Which row of the table serves a key that has none of its own, and what becomes of the row on its way there.
+
+Standard library only, like `rules`, and for the same reason: dispatch asks this at run time, and the codegen asks it
+what a key would get whose own row it leaves out.
+
+    serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
+    nearest     the step among keys of one GPU and Triton version
+    adapted     a row of one key as another can use it
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from . import rules
+from .rules import Key, Row
+
+_Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
+Rows = Mapping[_Fields, "Row | None"]
+_HALVES = {"float16", "bfloat16"}
+
+
+class Tables(NamedTuple):
+    """What the codegen generates for launch configs.
+
+    Attributes:
+        rows: by GPU and Triton version, the row of each key; None where nothing beat the built-in default.
+        gpus: each GPU's architecture (its compute capability, "9.0") and number of streaming multiprocessors.
+        defaults: by architecture and operation, the row that is best on average, for each of some numbers of rows.
+    """
+
+    rows: Mapping[tuple[str, str], Rows]
+    gpus: Mapping[str, tuple[str, int]] = {}
+    defaults: Mapping[str, Mapping[str, Mapping[int, Row]]] = {}
+
+
+class Target(NamedTuple):
+    """What launches on a device are looked up under, and what it can run.
+
+    An empty `architecture` is like no other: nothing is borrowed for it from other GPUs.
+    """
+
+    gpu: str
+    triton: str
+    limits: rules.Limits
+    architecture: str = ""
+    sm_count: int = 0
+
+
+class Served(NamedTuple):
+    """What a key gets.
+
+    Attributes:
+        row: that the target can run; None for the built-in default.
+        step: of the fallback, e.g. "exact", "nearest segment bucket (8)", "default".
+        source: the key that the row is stored under, GPU and Triton version that it was tuned on; None for defaults.
+    """
+
+    row: Row | None
+    step: str
+    source: Key | None = None
+    gpu: str | None = None
+    triton: str | None = None
+
+
+def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
+    """The present Triton versions, the wanted one first, then by numeric distance (of two equally far the newer)."""
+
+    def number(version: str) -> int:
+        major, minor, patch = (*rules.version_numbers(version), 0, 0, 0)[:3]
+        return (major * 1000 + minor) * 1000 + patch
+
+    target = number(wanted)
+    return sorted(present, key=lambda version: (version != wanted, abs(number(version) - target), -number(version)))
+
+
+def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The target's own GPU, then the others of its architecture by number of SMs (of two equally far the larger)."""
+    alike = [name for name, (architecture, _) in gpus.items() if architecture == where.architecture != ""]
+    count = {name: gpus[name][1] for name in alike if name != where.gpu}
+    return [where.gpu, *sorted(count, key=lambda name: (abs(count[name] - where.sm_count), -count[name], name))]
+
+
+# How far apart two keys are, in octaves of each size; the weights are what `python -m codegen --regret` found best.
+# The number of rows decides most: tiles and programs follow from it. The same rows in chunks of another size mostly
+# have the same best config, hence segments count for less. Too few programs cost more than too many.
+_SEGMENTS = 0.5
+_FEWER_ROWS = 1.5  # a row tuned to fewer rows than there are
+_WEIGHTS = {"rank": 1.0, "columns": 0.5, "input_dim": 0.5, "width": 0.25}
+SAME_SHAPE_REACH = 3.0  # beyond this, another layer's row for about as many rows serves better
+REACH = 4  # octaves of any one dimension, beyond which nothing is borrowed
+
+
+def _octaves(size: int, other: int) -> float:
+    """By how many doublings `other` is larger than `size`; a size of 0 counts as 1."""
+    return math.log2(max(other, 1) / max(size, 1))
+
+
+def batch_distance(key: Key, other: Key) -> float:
+    """How far apart two keys' batches are."""
+    segments = _octaves(key.segment_bucket, other.segment_bucket)
+    rows = segments + _octaves(key.chunk_size, other.chunk_size)
+    return max(rows, -_FEWER_ROWS * rows) + _SEGMENTS * abs(segments)
+
+
+def _sizes(key: Key) -> dict[str, int]:
+    """What of a key's layer decides its best config."""
+    sizes = {"rank": key.max_rank}
+    if key.op != "expand":
+        sizes |= {"columns": key.num_slices * key.max_rank, "input_dim": key.input_dim}
+    if key.op != "shrink":
+        sizes["width"] = sum(key.slice_widths)
+    return sizes
+
+
+def layer_distance(key: Key, other: Key) -> float:
+    """How far apart two keys of one operation are in dimensions and rank; infinite beyond REACH."""
+    sizes, others = _sizes(key), _sizes(other)
+    apart = {name: abs(_octaves(size, others[name])) for name, size in sizes.items()}
+    return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
+
+
+def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
+    """A split input_dim stays split into parts as long; a tile of all columns stays one of all columns if it fits."""
+    columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
+    split_k = row["split_k"]
+    if split_k > 1:
+        split_k = rules.nearest_power_of_two(round(split_k * key.input_dim / source.input_dim))
+    row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
+    if row["block_n"] * row["column_tiles"] >= had != columns:
+        block_n = min(max(columns & -columns, 16), 128)  # the largest that leaves no tile in part empty
+        yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}
+    block_n = min(row["block_n"], max(16, rules.power_of_two(columns)))
+    yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
+
+
+def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
+    """Tiles end where the widest slice does; the whole rank at once stays the whole rank at once if it fits."""
+    widest = max(key.slice_widths)
+    block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
+    row = {**row, "block_n": block_n, "column_tiles": max(1, min(row["column_tiles"], -(-widest // block_n)))}
+    if row["block_k"] >= source.max_rank:
+        yield {**row, "block_k": rules.rank_step(rules.MAX_RANK, key.max_rank)}
+    block_k = rules.rank_step(row["block_k"], key.max_rank)
+    at_once = source.max_rank > row["block_k"] and key.max_rank <= block_k  # no steps are left to be pipelined
+    yield {**row, "block_k": block_k, "num_stages": 1 if at_once else row["num_stages"]}
+
+
+_FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}
+
+
+def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+    """The first form of a row that fits; one that takes too much is tried with fewer stages before the next one is."""
+    fields: dict[str, rules.ConfigValue] = {}
+    for op, prefix, part in rules.parts(key.op, row):
+        forms = (
+            form | {"num_stages": num_stages}
+            for form in _FORMS[op](part, source, key)
+            for num_stages in range(form["num_stages"], 0, -1)
+        )
+        there, names = key._replace(op=op), rules.FIELD_NAMES[op]
+        fits = (form for form in forms if not rules.resource_fault([form[name] for name in names], there, limits))
+        form = next(fits, None)
+        if form is None:
+            return None
+        fields |= {prefix + name: value for name, value in form.items()}
+    whole = dict(zip(rules.FIELD_NAMES[key.op], row)) | fields
+    if whole.get("overlap") and not limits.programmatic_launch:
+        whole["overlap"] = False
+    return tuple(whole.values())
+
+
+def adapted(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+    """A row of one key as another of the same operation can use it; None where the device can run no form of it.
+
+    The one place where a row is made to mean something at other dimensions. At its own it stays as it was measured.
+    """
+    if source[:5] != key[:5]:
+        return _cut(row, source, key, limits)
+    return row if rules.resource_fault(row, key, limits) is None else None
+
+
+def _step(key: Key, other: Key) -> str:
+    """What is different about the key that served."""
+    if other[:5] != key._replace(max_rank=other.max_rank)[:5]:
+        sizes = other.op, other.input_dim, other.slice_widths, other.num_slices, other.max_rank
+        return f"nearest dimensions ({rules.dimensions(*sizes)})"
+    if other.max_rank != key.max_rank:
+        return f"nearest rank ({other.max_rank})"
+    if other.chunk_size != key.chunk_size:
+        return f"nearest chunk size ({other.chunk_size})"
+    if other.segment_bucket != key.segment_bucket:
+        return f"nearest segment bucket ({other.segment_bucket})"
+    return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
+
+
+def lenders(key: Key, present: Collection[_Fields], *, any_shape: bool = False) -> Iterator[Key]:
+    """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
+
+    Args:
+        key: what is launched; itself the first if present.
+        present: the keys that there are.
+        any_shape: those of other dimensions and ranks too, up to REACH; else only those of the same, up to
+            SAME_SHAPE_REACH.
+    """
+    if key in present:
+        yield key
+    dtypes = _HALVES if key.dtype in _HALVES else {key.dtype}
+    asked = (Key._make(other) for other in present if other[0] == key.op and other[5] in dtypes)
+    if not any_shape:
+        asked = (other for other in asked if other[:5] == key[:5])
+
+    def distance(other: Key) -> tuple[float, bool, Key]:
+        layer = layer_distance(key, other) if any_shape else 0.0
+        return layer + batch_distance(key, other), other.dtype != key.dtype, other
+
+    reach = math.inf if any_shape else SAME_SHAPE_REACH
+    yield from (other for by, _, other in sorted(map(distance, asked)) if by <= reach and by < math.inf and other != key)
+
+
+def serve(key: Key, where: Target, tables: Tables) -> Served:
+    """The row that a key gets on a device.
+
+    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, rows of the same
+    dimensions and rank, under the nearest Triton version first; then of any. What remains gets the architecture's
+    default for about as many rows, or else the built-in one.
+    """
+    for gpu in nearest_gpus(where, tables.gpus):
+        versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
+        for any_shape, version in itertools.product((False, True), versions):
+            rows = tables.rows[gpu, version]
+            for source in lenders(key, rows, any_shape=any_shape):
+                row = rows[source]
+                if row is None and source[:5] != key[:5]:
+                    continue  # that the default was best for another layer says little
+                lent = row and adapted(row, source, key, where.limits)
+                if lent or row is None:
+                    elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
+                    return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
+    defaults = tables.defaults.get(where.architecture, {}).get(key.op, {}) if key.dtype in _HALVES else {}
+    sizes = key.chunk_size * key.segment_bucket
+    for rows_ in sorted(defaults, key=lambda rows: (abs(_octaves(sizes, rows)), rows)):
+        row = _cut(defaults[rows_], key, key, where.limits)
+        if row:
+            return Served(row, f"default of architecture {where.architecture}")
+    return Served(None, "default")
