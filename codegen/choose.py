@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from codegen.chunk_sizes import ChunkSizes, fastest
@@ -25,17 +25,17 @@ class Duplicate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """All tables in the order they are written in, the results that they are from, the keys that several files have.
+    """All tables in the order they are written in, the keys that several files have, and the results that count.
 
-    `gpus` has each GPU's architecture and SM count.
+    `gpus` has each GPU's architecture and number of SMs, `defaults` each architecture's default rows.
     """
 
     table: Table
     chunk_sizes: dict[Target, ChunkSizes]
-    gpus: dict[str, tuple[str, int]]
-    defaults: dict[str, Defaults]
-    results: list[records.Result]
     duplicates: list[Duplicate]
+    gpus: Mapping[str, tuple[str, int]] = {}
+    defaults: Mapping[str, Defaults] = {}
+    results: Sequence[records.Result] = ()
 
 
 def _worth(found: Found) -> tuple[float, int, str]:
@@ -73,7 +73,7 @@ def choose(found: Iterable[Found]) -> Choice:
                 duplicates.append(Duplicate(target, key, kept.file, dropped))
         chunk_sizes[target] = fastest(counted)
         results += counted
-    return Choice(table, chunk_sizes, _gpus(results), on_average(results), results, duplicates)
+    return Choice(table, chunk_sizes, duplicates, _gpus(results), on_average(results), results)
 
 
 def _gpus(results: Iterable[records.Result]) -> dict[str, tuple[str, int]]:

@@ -39,8 +39,6 @@ _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.floa
 # compiler may choose another tensor-core instruction, which sums in another order.
 INVARIANT_CHUNK_SIZE = INVARIANT_BLOCK_M = 16
 INVARIANT_BUCKET = 32
-# What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
-_INTERPRETER_LIMITS = rules.Limits(shared_memory=1 << 30, programmatic_launch=True)
 
 
 class Choice(NamedTuple):
@@ -105,7 +103,7 @@ def tables() -> fallback.Tables:
 def device_limits(device: torch.device) -> rules.Limits:
     """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
     if device.type != "cuda":
-        return _INTERPRETER_LIMITS
+        return rules.UNLIMITED
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub leaves most of them out
     return rules.Limits(
         shared_memory=properties.shared_memory_per_block_optin,

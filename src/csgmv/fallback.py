@@ -4,8 +4,8 @@ Standard library only, like `rules`, and for the same reason: dispatch asks this
 what a key would get whose own row it leaves out.
 
     serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
-    nearest     the step among keys of one GPU and Triton version
-    adapted     a row of one key as another can use it
+    lenders     a key, those that have rows → which are asked for theirs, in order
+    adapted     a row of one key → as another can use it
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 from . import rules
 from .rules import Key, Row
 
-_Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
-Rows = Mapping[_Fields, "Row | None"]
+Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
+Rows = Mapping[Fields, "Row | None"]
 _HALVES = {"float16", "bfloat16"}
 
 
@@ -84,14 +84,13 @@ def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str
     return [where.gpu, *sorted(count, key=lambda name: (abs(count[name] - where.sm_count), -count[name], name))]
 
 
-# How far apart two keys are, in octaves of each size; the weights are what `python -m codegen --regret` found best.
-# The number of rows decides most: tiles and programs follow from it. The same rows in chunks of another size mostly
-# have the same best config, hence segments count for less. Too few programs cost more than too many.
-_SEGMENTS = 0.5
-_FEWER_ROWS = 1.5  # a row tuned to fewer rows than there are
+# How far apart two keys are, in octaves of each size; the weights are what `python -m codegen --regret` found to lose
+# least. Rows and segments decide most, since tiles and programs follow from them; too few programs cost more than too
+# many, so a row tuned to fewer rows is further away.
+_FEWER_ROWS = 1.5
 _WEIGHTS = {"rank": 1.0, "columns": 0.5, "input_dim": 0.5, "width": 0.25}
-SAME_SHAPE_REACH = 3.0  # beyond this, another layer's row for about as many rows serves better
-REACH = 4  # octaves of any one dimension, beyond which nothing is borrowed
+NEAR = 1.0  # beyond this, another Triton version is asked first
+REACH = 4  # octaves of any one of _WEIGHTS, beyond which nothing is borrowed
 
 
 def _octaves(size: int, other: int) -> float:
@@ -99,11 +98,15 @@ def _octaves(size: int, other: int) -> float:
     return math.log2(max(other, 1) / max(size, 1))
 
 
+def most_rows(key: Key) -> int:
+    """The rows of a batch whose segments, as many as the key's bucket says, are all full."""
+    return key.chunk_size * key.segment_bucket
+
+
 def batch_distance(key: Key, other: Key) -> float:
     """How far apart two keys' batches are."""
-    segments = _octaves(key.segment_bucket, other.segment_bucket)
-    rows = segments + _octaves(key.chunk_size, other.chunk_size)
-    return max(rows, -_FEWER_ROWS * rows) + _SEGMENTS * abs(segments)
+    rows = _octaves(most_rows(key), most_rows(other))
+    return max(rows, -_FEWER_ROWS * rows) + abs(_octaves(key.segment_bucket, other.segment_bucket))
 
 
 def _sizes(key: Key) -> dict[str, int]:
@@ -123,12 +126,18 @@ def layer_distance(key: Key, other: Key) -> float:
     return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
 
 
+def distance(key: Key, other: Key) -> float:
+    """How far apart two keys of one operation are; infinite for what nothing is borrowed from."""
+    halves = key.dtype in _HALVES and other.dtype in _HALVES
+    return batch_distance(key, other) + layer_distance(key, other) if halves or key.dtype == other.dtype else math.inf
+
+
 def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
-    """A split input_dim stays split into parts as long; a tile of all columns stays one of all columns if it fits."""
+    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long."""
     columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
     split_k = row["split_k"]
-    if split_k > 1:
-        split_k = rules.nearest_power_of_two(round(split_k * key.input_dim / source.input_dim))
+    if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
+        split_k = int(split_k * 2.0 ** int(_octaves(source.input_dim, key.input_dim)))
     row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
     if row["block_n"] * row["column_tiles"] >= had != columns:
         block_n = min(max(columns & -columns, 16), 128)  # the largest that leaves no tile in part empty
@@ -138,10 +147,12 @@ def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
 
 
 def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
-    """Tiles end where the widest slice does; the whole rank at once stays the whole rank at once if it fits."""
-    widest = max(key.slice_widths)
+    """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
+    widest, column_tiles = max(key.slice_widths), row["column_tiles"]
+    if column_tiles > 1:
+        column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
-    row = {**row, "block_n": block_n, "column_tiles": max(1, min(row["column_tiles"], -(-widest // block_n)))}
+    row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
     if row["block_k"] >= source.max_rank:
         yield {**row, "block_k": rules.rank_step(rules.MAX_RANK, key.max_rank)}
     block_k = rules.rank_step(row["block_k"], key.max_rank)
@@ -149,13 +160,19 @@ def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
     yield {**row, "block_k": block_k, "num_stages": 1 if at_once else row["num_stages"]}
 
 
-_FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}
+_FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}  # of a kernel's fields, those liked best first
+
+
+def _block_m(block_m: int, source: Key, key: Key) -> int:
+    """Rows of a tile: one that held no more than a segment does not take neighbours in where segments are shorter."""
+    return rules.row_tile(block_m, key.chunk_size) if rules.group_size(block_m, source.chunk_size) == 1 else block_m
 
 
 def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
     """The first form of a row that fits; one that takes too much is tried with fewer stages before the next one is."""
     fields: dict[str, rules.ConfigValue] = {}
     for op, prefix, part in rules.parts(key.op, row):
+        part["block_m"] = _block_m(part["block_m"], source, key)
         forms = (
             form | {"num_stages": num_stages}
             for form in _FORMS[op](part, source, key)
@@ -178,7 +195,7 @@ def adapted(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None
 
     The one place where a row is made to mean something at other dimensions. At its own it stays as it was measured.
     """
-    if source[:5] != key[:5]:
+    if source._replace(dtype=key.dtype) != key:
         return _cut(row, source, key, limits)
     return row if rules.resource_fault(row, key, limits) is None else None
 
@@ -197,53 +214,47 @@ def _step(key: Key, other: Key) -> str:
     return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
 
 
-def lenders(key: Key, present: Collection[_Fields], *, any_shape: bool = False) -> Iterator[Key]:
+def lenders(key: Key, present: Collection[Fields], within: float = math.inf) -> Iterator[Key]:
     """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
 
     Args:
         key: what is launched; itself the first if present.
         present: the keys that there are.
-        any_shape: those of other dimensions and ranks too, up to REACH; else only those of the same, up to
-            SAME_SHAPE_REACH.
+        within: the distance that others must be nearer than, or as near as.
     """
     if key in present:
         yield key
-    dtypes = _HALVES if key.dtype in _HALVES else {key.dtype}
-    asked = (Key._make(other) for other in present if other[0] == key.op and other[5] in dtypes)
-    if not any_shape:
-        asked = (other for other in asked if other[:5] == key[:5])
-
-    def distance(other: Key) -> tuple[float, bool, Key]:
-        layer = layer_distance(key, other) if any_shape else 0.0
-        return layer + batch_distance(key, other), other.dtype != key.dtype, other
-
-    reach = math.inf if any_shape else SAME_SHAPE_REACH
-    yield from (other for by, _, other in sorted(map(distance, asked)) if by <= reach and by < math.inf and other != key)
+    asked = (Key._make(other) for other in present if other[0] == key.op and other != key)
+    apart = ((distance(key, other), other.dtype != key.dtype, other) for other in asked)
+    yield from (other for by, _, other in sorted(apart) if by <= within and by < math.inf)
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
     """The row that a key gets on a device.
 
-    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, rows of the same
-    dimensions and rank, under the nearest Triton version first; then of any. What remains gets the architecture's
-    default for about as many rows, or else the built-in one.
+    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, near ones under the
+    nearest Triton version that has any, then all. What remains gets the architecture's default for about as many rows,
+    or else the built-in one.
     """
     for gpu in nearest_gpus(where, tables.gpus):
         versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
-        for any_shape, version in itertools.product((False, True), versions):
+        for within, version in itertools.product((NEAR, math.inf), versions):
             rows = tables.rows[gpu, version]
-            for source in lenders(key, rows, any_shape=any_shape):
+            for source in lenders(key, rows, within):
                 row = rows[source]
-                if row is None and source[:5] != key[:5]:
-                    continue  # that the default was best for another layer says little
                 lent = row and adapted(row, source, key, where.limits)
-                if lent or row is None:
+                if lent or (source == key and row is None):
                     elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
                     return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
-    defaults = tables.defaults.get(where.architecture, {}).get(key.op, {}) if key.dtype in _HALVES else {}
-    sizes = key.chunk_size * key.segment_bucket
-    for rows_ in sorted(defaults, key=lambda rows: (abs(_octaves(sizes, rows)), rows)):
-        row = _cut(defaults[rows_], key, key, where.limits)
-        if row:
-            return Served(row, f"default of architecture {where.architecture}")
+    for row in _defaults(key, where, tables):
+        lent = _cut(row, key, key, where.limits)
+        if lent:
+            return Served(lent, f"default of architecture {where.architecture}")
     return Served(None, "default")
+
+
+def _defaults(key: Key, where: Target, tables: Tables) -> Iterator[Row]:
+    """The architecture's defaults for an operation, that for the nearest number of rows first; float32 has none."""
+    by_rows = tables.defaults.get(where.architecture, {}).get(key.op, {}) if key.dtype in _HALVES else {}
+    for rows in sorted(by_rows, key=lambda rows: (abs(_octaves(most_rows(key), rows)), rows)):
+        yield by_rows[rows]

@@ -6,7 +6,7 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
     upgraded    a file without faults, of an older schema → the same by today's
     results     a file without faults → one Result per key
     baked_row   a Result → what the table says about its key
-    slowdown    a Result, any row → how much slower it is than the winner
+    slowdowns   a Result → how much slower each row is than the winner
     batches     a Result → the batches that were timed with that row, and how long they take
 """
 
@@ -108,22 +108,18 @@ def baked_row(result: Result) -> rules.Row | None:
     return best.row if saved > max(result.noise_us, LEAST_GAIN * result.default.p50_us) else None
 
 
-def slowdown(result: Result, row: rules.Row | None) -> float | None:
-    """How many times the winner's time a row takes at this key, or the default where None; None if nobody knows.
+def slowdowns(result: Result) -> dict[rules.Row, float]:
+    """How many times the winner's time each measured row takes, the default's among them.
 
-    Times at full length, else those of screening, are compared with the winner's of the same kind.
+    Times at full length are compared with the winner's at full length, those of screening with its in screening.
     """
-    best = winner(result)
     at_length = {timing.row: timing.p50_us for timing in (*result.finalists, *filter(None, [result.default]))}
-    if row is None:
-        row = result.default and result.default.row
-    reference = best or result.default
-    if row is None or reference is None:
-        return None
-    for times in (at_length, result.screened):
-        if row in times and reference.row in times:
-            return times[row] / times[reference.row]
-    return None
+    reference = winner(result) or result.default
+    found: dict[rules.Row, float] = {}
+    for times in (result.screened, at_length):
+        if reference is not None and reference.row in times:
+            found |= {row: p50_us / times[reference.row] for row, p50_us in times.items()}
+    return found
 
 
 def batches(result: Result) -> Iterator[Batch]:

@@ -255,8 +255,8 @@ class Limits(NamedTuple):
     programmatic_launch: bool = False  # griddepcontrol: compute capability 9.0 and later
 
 
-# By compute capability: "maximum amount of shared memory per thread block", in the CUDA C++ programming guide's table of
-# technical specifications. Of a GPU that is there, torch knows.
+# By compute capability: the "maximum amount of shared memory per thread block" of the table of technical specifications
+# in the CUDA C++ programming guide. Of a GPU that is there, torch knows.
 LIMITS: Mapping[str, Limits] = {
     **{architecture: Limits(99 << 10) for architecture in ("8.6", "8.9")},
     "8.0": Limits(163 << 10),
@@ -264,6 +264,7 @@ LIMITS: Mapping[str, Limits] = {
     "10.0": Limits(227 << 10, programmatic_launch=True),
     "12.0": Limits(99 << 10, programmatic_launch=True),
 }
+UNLIMITED = Limits(1 << 30, programmatic_launch=True)  # of what is not known, and of Triton's interpreter
 REGISTERS_PER_THREAD = 255
 # Registers a kernel of ours needs beside its accumulators: addresses, masks and tiles on their way.
 _OVERHEAD_REGISTERS = 40

@@ -96,7 +96,7 @@ class Plan:
         for key, batch in guests:
             if key in own:
                 own[key].append(batch)
-            elif server := next(fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ()), any_shape=True), None):
+            elif server := next(fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ())), None):
                 strangers.setdefault(server, []).append(batch)
         return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
