@@ -1,4 +1,4 @@
-"""A choice of rows → what keys would lose without their own: the fallback judged by what was measured, without a GPU."""
+"""Chosen rows → what keys would lose without their own: the fallback, judged without a GPU by what was measured."""
 
 from __future__ import annotations
 

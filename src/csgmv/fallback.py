@@ -10,7 +10,6 @@ what a key would get whose own row it leaves out.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -89,7 +88,7 @@ def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str
 # many, so a row tuned to fewer rows is further away.
 _FEWER_ROWS = 1.5
 _WEIGHTS = {"rank": 1.0, "columns": 0.5, "input_dim": 0.5, "width": 0.25}
-NEAR = 1.0  # beyond this, another Triton version is asked first
+NEAR = 3.0  # of two batches: beyond this, another Triton version that knows the layer is asked first
 REACH = 4  # octaves of any one of _WEIGHTS, beyond which nothing is borrowed
 
 
@@ -214,43 +213,58 @@ def _step(key: Key, other: Key) -> str:
     return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
 
 
-def lenders(key: Key, present: Collection[Fields], within: float = math.inf) -> Iterator[Key]:
+def lenders(key: Key, present: Collection[Fields]) -> list[Key]:
     """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
 
     Args:
         key: what is launched; itself the first if present.
         present: the keys that there are.
-        within: the distance that others must be nearer than, or as near as.
     """
-    if key in present:
-        yield key
-    asked = (Key._make(other) for other in present if other[0] == key.op and other != key)
+    asked = (Key._make(other) for other in present if other[0] == key.op)
     apart = ((distance(key, other), other.dtype != key.dtype, other) for other in asked)
-    yield from (other for by, _, other in sorted(apart) if by <= within and by < math.inf)
+    return [other for by, _, other in sorted(apart) if by < math.inf]
+
+
+def _knows(key: Key, other: Key) -> bool:
+    return other[:5] == key[:5] and batch_distance(key, other) <= NEAR
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
     """The row that a key gets on a device.
 
-    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, near ones under the
-    nearest Triton version that has any, then all. What remains gets the architecture's default for about as many rows,
-    or else the built-in one.
+    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
+    nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
+    architecture's default for about as many rows, or else the built-in one.
     """
+    if key in tables.rows.get((where.gpu, where.triton), ()) and (
+        served := _served(key, where, tables, key, where.gpu, where.triton)
+    ):
+        return served
     for gpu in nearest_gpus(where, tables.gpus):
         versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
-        for within, version in itertools.product((NEAR, math.inf), versions):
-            rows = tables.rows[gpu, version]
-            for source in lenders(key, rows, within):
-                row = rows[source]
-                lent = row and adapted(row, source, key, where.limits)
-                if lent or (source == key and row is None):
-                    elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
-                    return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
+        asked = {version: lenders(key, tables.rows[gpu, version]) for version in versions}
+        knowing = [version for version in versions if any(_knows(key, other) for other in asked[version])]
+        for version in dict.fromkeys(knowing + versions):
+            for source in asked[version]:
+                if served := _served(key, where, tables, source, gpu, version):
+                    return served
     for row in _defaults(key, where, tables):
-        lent = _cut(row, key, key, where.limits)
-        if lent:
+        if lent := _cut(row, key, key, where.limits):
             return Served(lent, f"default of architecture {where.architecture}")
     return Served(None, "default")
+
+
+def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:
+    """What one stored row is to a key; None where it does not fit the device.
+
+    That the default was best is an answer for the key itself, and says little of others.
+    """
+    row = tables.rows[gpu, version][source]
+    lent = row and adapted(row, source, key, where.limits)
+    if lent is None and (row is not None or source != key):
+        return None
+    elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
+    return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
 
 
 def _defaults(key: Key, where: Target, tables: Tables) -> Iterator[Row]:

@@ -96,8 +96,8 @@ class Plan:
         for key, batch in guests:
             if key in own:
                 own[key].append(batch)
-            elif server := next(fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ())), None):
-                strangers.setdefault(server, []).append(batch)
+            elif servers := fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ())):
+                strangers.setdefault(servers[0], []).append(batch)
         return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
     def _opens(self, batch: Batch) -> bool:
