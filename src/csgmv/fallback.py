@@ -168,21 +168,22 @@ def _block_m(block_m: int, source: Key, key: Key) -> int:
 
 
 def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
-    """The first form of a row that fits; one that takes too much is tried with fewer stages before the next one is."""
+    """The first form of a row that fits. One that takes too much is tried with fewer stages, down to a pipeline of two,
+    before the next one is; then all of them without a pipeline.
+    """
     fields: dict[str, rules.ConfigValue] = {}
     for op, prefix, part in rules.parts(key.op, row):
         part["block_m"] = _block_m(part["block_m"], source, key)
-        forms = (
-            form | {"num_stages": num_stages}
-            for form in _FORMS[op](part, source, key)
-            for num_stages in range(form["num_stages"], 0, -1)
-        )
+        forms = list(_FORMS[op](part, source, key))
+        depths = [(form, depth) for form in forms for depth in range(form["num_stages"], 1, -1)]
         there, names = key._replace(op=op), rules.FIELD_NAMES[op]
-        fits = (form for form in forms if not rules.resource_fault([form[name] for name in names], there, limits))
-        form = next(fits, None)
-        if form is None:
+        for form, depth in depths + [(form, 1) for form in forms]:
+            tried = form | {"num_stages": depth}
+            if not rules.resource_fault([tried[name] for name in names], there, limits):
+                fields |= {prefix + name: value for name, value in tried.items()}
+                break
+        else:
             return None
-        fields |= {prefix + name: value for name, value in form.items()}
     whole = dict(zip(rules.FIELD_NAMES[key.op], row)) | fields
     if whole.get("overlap") and not limits.programmatic_launch:
         whole["overlap"] = False
@@ -257,11 +258,11 @@ def serve(key: Key, where: Target, tables: Tables) -> Served:
 def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:
     """What one stored row is to a key; None where it does not fit the device.
 
-    That the default was best is an answer for the key itself, and says little of others.
+    That the default was best is an answer for the very key, in either 16-bit dtype, and says little of others.
     """
     row = tables.rows[gpu, version][source]
     lent = row and adapted(row, source, key, where.limits)
-    if lent is None and (row is not None or source != key):
+    if lent is None and (row is not None or source._replace(dtype=key.dtype) != key):
         return None
     elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
     return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
