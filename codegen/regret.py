@@ -129,7 +129,7 @@ def _story(regret: Regret) -> Iterator[str]:
     assert source is not None
     assert loss is not None
     yield f"{_percent(loss):>8}  {_said(regret.result.key)} (left out: {regret.left_out})"
-    yield f"{'':10}{regret.served.step}, from {_said(source)}: {regret.served.row}"
+    yield f"{'':10}{regret.step}, from {_said(source)}: {regret.served.row}"
 
 
 def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:

@@ -52,7 +52,7 @@ def _tuned(cell: rules.Cell, device: torch.device) -> int | None:
 def resolve(cell: rules.Cell, gpu: str, triton: str, sizes_of: ChunkSizes) -> int | None:
     """The nearest cell's chunk size, under the nearest Triton version that has one; None for a GPU that has none.
 
-    As with configs, nothing is borrowed between GPUs.
+    Nothing is borrowed between GPUs.
     """
     versions = (version for name, version in sizes_of if name == gpu)
     for version in fallback.nearest_versions(triton, versions):

@@ -1,4 +1,4 @@
-"""From a launch to its config: the key of a launch, and the table's row for it or for its nearest neighbour.
+"""From a launch to its config: the key of a launch, and the row that the fallback finds for it.
 
 A key is resolved once and remembered; nothing here reads a file, the environment or the GPU after that.
 """
