@@ -216,18 +216,22 @@ def test_parts_of_input_dim_stay_about_as_long(input_dim: int, split_k: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("rank", "block_k", "got"),
+    ("rank", "block_k", "got"),  # block_n, block_k, num_stages by rank
     [
-        (64, 64, {8: (16, 4), 16: (16, 4), 48: (64, 4), 128: (128, 4), 256: (256, 4)}),  # the whole rank at once
-        (64, 32, {8: (16, 1), 32: (32, 1), 48: (32, 4), 256: (32, 4)}),  # in steps, with a pipeline over them
+        (64, 64, {8: (64, 16, 1), 16: (64, 16, 1), 48: (64, 64, 1), 128: (32, 128, 1), 256: (64, 64, 2)}),
+        (256, 256, {64: (64, 64, 1), 200: (64, 256, 1)}),
+        (64, 32, {8: (64, 16, 1), 32: (64, 32, 1), 48: (64, 32, 4), 256: (64, 32, 4)}),
     ],
 )
-def test_the_whole_rank_at_once_stays_that(rank: int, block_k: int, got: dict[int, tuple[int, int]]) -> None:
-    """Steps along the rank stay steps, as long as there are two; then no pipeline over them is left."""
+def test_the_whole_rank_at_once_stays_that(rank: int, block_k: int, got: dict[int, tuple[int, ...]]) -> None:
+    """Up to 128, with tiles of weights no larger than before; beyond, it is taken in steps, with a pipeline over them.
+
+    Steps stay steps, and keep their pipeline, as long as there are two.
+    """
     source = EXPAND._replace(max_rank=rank)
     for other, wanted in got.items():
-        found = fields(source._replace(max_rank=other), source, block_k=block_k)
-        assert (found["block_k"], found["num_stages"]) == wanted
+        found = fields(source._replace(max_rank=other), source, block_k=block_k, num_stages=4 if block_k < rank else 1)
+        assert (found["block_n"], found["block_k"], found["num_stages"]) == wanted, other
 
 
 @pytest.mark.parametrize(

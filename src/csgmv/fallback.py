@@ -145,6 +145,9 @@ def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
     yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
 
 
+_WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
+
+
 def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
     """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
     widest, column_tiles = max(key.slice_widths), row["column_tiles"]
@@ -152,11 +155,17 @@ def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
         column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
     row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
-    if row["block_k"] >= source.max_rank:
-        yield {**row, "block_k": rules.rank_step(rules.MAX_RANK, key.max_rank)}
-    block_k = rules.rank_step(row["block_k"], key.max_rank)
-    at_once = source.max_rank > row["block_k"] and key.max_rank <= block_k  # no steps are left to be pipelined
-    yield {**row, "block_k": block_k, "num_stages": 1 if at_once else row["num_stages"]}
+    had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
+    whole = row["block_k"] >= source.max_rank
+    if whole and depth <= max(had, _WHOLE_RANK):
+        # Weights may wait in registers, so their tile gets no larger.
+        yield {**row, "block_n": min(row["block_n"], max(16, row["block_n"] * had // depth)), "block_k": depth}
+    block_k, num_stages = min(row["block_k"], depth), row["num_stages"]
+    if block_k >= depth and not whole:
+        num_stages = 1  # no steps are left to be pipelined
+    elif block_k < depth and whole:
+        num_stages = max(num_stages, 2)
+    yield {**row, "block_k": block_k, "num_stages": num_stages}
 
 
 _FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}  # of a kernel's fields, those liked best first
@@ -167,6 +176,11 @@ def _block_m(block_m: int, source: Key, key: Key) -> int:
     return rules.row_tile(block_m, key.chunk_size) if rules.group_size(block_m, source.chunk_size) == 1 else block_m
 
 
+def _depths(num_stages: int) -> range:
+    """This many stages and fewer; where there was a pipeline there is one of two at least."""
+    return range(num_stages, min(num_stages, 2) - 1, -1)
+
+
 def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
     """The first form of a row that fits. One that takes too much is tried with fewer stages, down to a pipeline of two,
     before the next one is; then all of them without a pipeline.
@@ -175,7 +189,7 @@ def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
     for op, prefix, part in rules.parts(key.op, row):
         part["block_m"] = _block_m(part["block_m"], source, key)
         forms = list(_FORMS[op](part, source, key))
-        depths = [(form, depth) for form in forms for depth in range(form["num_stages"], 1, -1)]
+        depths = [(form, depth) for form in forms for depth in _depths(form["num_stages"])]
         there, names = key._replace(op=op), rules.FIELD_NAMES[op]
         for form, depth in depths + [(form, 1) for form in forms]:
             tried = form | {"num_stages": depth}
