@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from codegen.defaults import on_average
 from codegen.source import records
 from fabricated import ADD_LORA, BETTER, DEFAULT, EXPAND, document, finalist, record
@@ -74,3 +76,16 @@ def test_the_whole_rank_at_once_is_said_for_any_rank() -> None:
     both = [*BETTER, *EXPAND_ROW, True]
     content = document(record(finalists=[finalist(both, 20.0)], candidates=[], default=None), **ADD_LORA)
     assert on_average(results(content))["9.0"]["add_lora"] == {128: (*BETTER, 64, 64, 256, *EXPAND_ROW[3:], True)}
+
+
+@pytest.mark.parametrize("depths", [(64, 128), (128, 64)])
+def test_of_rows_that_are_one_the_faster_time_counts(depths: tuple[int, int]) -> None:
+    """In whatever order they were measured."""
+    rows = [(*EXPAND_ROW[:2], depth, *EXPAND_ROW[3:]) for depth in depths]
+    other = (16, 32, 64, 1, 4, 1, None, False)
+    times = {rows[0]: 20.0, rows[1]: 25.0, other: 22.0}
+    finalists = [finalist(list(row), us) for row, us in times.items()]
+    content = document(record(finalists=finalists, candidates=[], default=None), **EXPAND)
+    assert on_average(results(content))["9.0"]["expand"] == {128: (64, 64, 256, *EXPAND_ROW[3:])}
+    content["records"][0]["candidates"] = [[list(row), us, 12, False] for row, us in reversed(times.items())]
+    assert on_average(results(content))["9.0"]["expand"] == {128: (64, 64, 256, *EXPAND_ROW[3:])}

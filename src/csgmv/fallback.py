@@ -1,11 +1,10 @@
-"""Which row of the table serves a key that has none of its own, and what becomes of the row on its way there.
+"""Which row of the table serves a key that has none of its own; `refit` has what becomes of the row on its way there.
 
 Standard library only, like `rules`, and for the same reason: dispatch asks this at run time, and the codegen asks it
 what a key would get whose own row it leaves out.
 
     serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
     lenders     a key, those that have rows → which are asked for theirs, in order
-    adapted     a row of one key → as another can use it
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from . import rules
+from . import refit, rules
 from .rules import Key, Row
 
 Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
@@ -39,7 +38,7 @@ class Tables(NamedTuple):
 class Target(NamedTuple):
     """What launches on a device are looked up under, and what it can run.
 
-    An empty `architecture` is like no other: nothing is borrowed for it from other GPUs.
+    An empty `architecture` is like none that the tables have: nothing is borrowed for it from other GPUs.
     """
 
     gpu: str
@@ -78,7 +77,7 @@ def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
 
 def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str]:
     """The target's own GPU, then the others of its architecture by number of SMs (of two equally far the larger)."""
-    alike = [name for name, (architecture, _) in gpus.items() if architecture == where.architecture != ""]
+    alike = [name for name, (architecture, _) in gpus.items() if architecture == where.architecture]
     count = {name: gpus[name][1] for name in alike if name != where.gpu}
     return [where.gpu, *sorted(count, key=lambda name: (abs(count[name] - where.sm_count), -count[name], name))]
 
@@ -92,11 +91,6 @@ NEAR = 3.0  # of two batches: beyond this, another Triton version that knows the
 REACH = 4  # octaves of any one of _WEIGHTS, beyond which nothing is borrowed
 
 
-def _octaves(size: int, other: int) -> float:
-    """By how many doublings `other` is larger than `size`; a size of 0 counts as 1."""
-    return math.log2(max(other, 1) / max(size, 1))
-
-
 def most_rows(key: Key) -> int:
     """The rows of a batch whose segments, as many as the key's bucket says, are all full."""
     return key.chunk_size * key.segment_bucket
@@ -104,8 +98,8 @@ def most_rows(key: Key) -> int:
 
 def batch_distance(key: Key, other: Key) -> float:
     """How far apart two keys' batches are."""
-    rows = _octaves(most_rows(key), most_rows(other))
-    return max(rows, -_FEWER_ROWS * rows) + abs(_octaves(key.segment_bucket, other.segment_bucket))
+    rows = refit.octaves(most_rows(key), most_rows(other))
+    return max(rows, -_FEWER_ROWS * rows) + abs(refit.octaves(key.segment_bucket, other.segment_bucket))
 
 
 def _sizes(key: Key) -> dict[str, int]:
@@ -121,7 +115,7 @@ def _sizes(key: Key) -> dict[str, int]:
 def layer_distance(key: Key, other: Key) -> float:
     """How far apart two keys of one operation are in dimensions and rank; infinite beyond REACH."""
     sizes, others = _sizes(key), _sizes(other)
-    apart = {name: abs(_octaves(size, others[name])) for name, size in sizes.items()}
+    apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
     return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
 
 
@@ -129,89 +123,6 @@ def distance(key: Key, other: Key) -> float:
     """How far apart two keys of one operation are; infinite for what nothing is borrowed from."""
     halves = key.dtype in _HALVES and other.dtype in _HALVES
     return batch_distance(key, other) + layer_distance(key, other) if halves or key.dtype == other.dtype else math.inf
-
-
-def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
-    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long."""
-    columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
-    split_k = row["split_k"]
-    if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
-        split_k = int(split_k * 2.0 ** int(_octaves(source.input_dim, key.input_dim)))
-    row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
-    if row["block_n"] * row["column_tiles"] >= had != columns:
-        block_n = min(max(columns & -columns, 16), 128)  # the largest that leaves no tile in part empty
-        yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}
-    block_n = min(row["block_n"], max(16, rules.power_of_two(columns)))
-    yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
-
-
-_WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
-
-
-def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
-    """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
-    widest, column_tiles = max(key.slice_widths), row["column_tiles"]
-    if column_tiles > 1:
-        column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
-    block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
-    row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
-    had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
-    whole = row["block_k"] >= source.max_rank
-    if whole and depth <= max(had, _WHOLE_RANK):
-        # Weights may wait in registers, so their tile gets no larger.
-        yield {**row, "block_n": min(row["block_n"], max(16, row["block_n"] * had // depth)), "block_k": depth}
-    block_k, num_stages = min(row["block_k"], depth), row["num_stages"]
-    if block_k >= depth and not whole:
-        num_stages = 1  # no steps are left to be pipelined
-    elif block_k < depth and whole:
-        num_stages = max(num_stages, 2)
-    yield {**row, "block_k": block_k, "num_stages": num_stages}
-
-
-_FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}  # of a kernel's fields, those liked best first
-
-
-def _block_m(block_m: int, source: Key, key: Key) -> int:
-    """Rows of a tile: one that held no more than a segment does not take neighbours in where segments are shorter."""
-    return rules.row_tile(block_m, key.chunk_size) if rules.group_size(block_m, source.chunk_size) == 1 else block_m
-
-
-def _depths(num_stages: int) -> range:
-    """This many stages and fewer; where there was a pipeline there is one of two at least."""
-    return range(num_stages, min(num_stages, 2) - 1, -1)
-
-
-def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
-    """The first form of a row that fits. One that takes too much is tried with fewer stages, down to a pipeline of two,
-    before the next one is; then all of them without a pipeline.
-    """
-    fields: dict[str, rules.ConfigValue] = {}
-    for op, prefix, part in rules.parts(key.op, row):
-        part["block_m"] = _block_m(part["block_m"], source, key)
-        forms = list(_FORMS[op](part, source, key))
-        depths = [(form, depth) for form in forms for depth in _depths(form["num_stages"])]
-        there, names = key._replace(op=op), rules.FIELD_NAMES[op]
-        for form, depth in depths + [(form, 1) for form in forms]:
-            tried = form | {"num_stages": depth}
-            if not rules.resource_fault([tried[name] for name in names], there, limits):
-                fields |= {prefix + name: value for name, value in tried.items()}
-                break
-        else:
-            return None
-    whole = dict(zip(rules.FIELD_NAMES[key.op], row)) | fields
-    if whole.get("overlap") and not limits.programmatic_launch:
-        whole["overlap"] = False
-    return tuple(whole.values())
-
-
-def adapted(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
-    """A row of one key as another of the same operation can use it; None where the device can run no form of it.
-
-    The one place where a row is made to mean something at other dimensions. At its own it stays as it was measured.
-    """
-    if source._replace(dtype=key.dtype) != key:
-        return _cut(row, source, key, limits)
-    return row if rules.resource_fault(row, key, limits) is None else None
 
 
 def _step(key: Key, other: Key) -> str:
@@ -264,7 +175,7 @@ def serve(key: Key, where: Target, tables: Tables) -> Served:
                 if served := _served(key, where, tables, source, gpu, version):
                     return served
     for row in _defaults(key, where, tables):
-        if lent := _cut(row, key, key, where.limits):
+        if lent := refit.default(row, key, where.limits):
             return Served(lent, f"default of architecture {where.architecture}")
     return Served(None, "default")
 
@@ -275,7 +186,7 @@ def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, vers
     That the default was best is an answer for the very key, in either 16-bit dtype, and says little of others.
     """
     row = tables.rows[gpu, version][source]
-    lent = row and adapted(row, source, key, where.limits)
+    lent = row and refit.adapted(row, source, key, where.limits)
     if lent is None and (row is not None or source._replace(dtype=key.dtype) != key):
         return None
     elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
@@ -285,5 +196,5 @@ def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, vers
 def _defaults(key: Key, where: Target, tables: Tables) -> Iterator[Row]:
     """The architecture's defaults for an operation, that for the nearest number of rows first; float32 has none."""
     by_rows = tables.defaults.get(where.architecture, {}).get(key.op, {}) if key.dtype in _HALVES else {}
-    for rows in sorted(by_rows, key=lambda rows: (abs(_octaves(most_rows(key), rows)), rows)):
+    for rows in sorted(by_rows, key=lambda rows: (abs(refit.octaves(most_rows(key), rows)), rows)):
         yield by_rows[rows]
