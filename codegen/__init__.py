@@ -1,6 +1,7 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
-`chunk_sizes` is the part of choosing that looks at batches instead of keys.
+`chunk_sizes` is the part of choosing that looks at batches instead of keys, `defaults` that which looks at all keys of
+an architecture. `regret` judges what was chosen.
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """

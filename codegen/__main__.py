@@ -1,4 +1,4 @@
-"""`python -m codegen`: makes src/csgmv/_tuned_table.py from configs/, or checks that it is up to date."""
+"""`python -m codegen`: makes src/csgmv/_tuned_table.py from configs/, checks that it is up to date, or judges it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from codegen import CONFIGS, TABLE, Faulty, generate, write
 from codegen.choose import Choice, Target
+from codegen.regret import regrets, report
 from codegen.source import rules
 
 
@@ -52,14 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of raw results (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=TABLE, help="file to write (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
+    parser.add_argument(
+        "--regret",
+        action="store_true",
+        help="write nothing; print what keys would lose that have to borrow their configs",
+    )
     options = parser.parse_args(argv)
     try:
         text, choice = generate(options.configs)
     except Faulty as error:
         print(error, file=sys.stderr)
         return 1
-    for line in _report(choice):
+    for line in report(regrets(choice)) if options.regret else _report(choice):
         print(line)
+    if options.regret:
+        return 0
     if options.check:
         difference = _difference(text, options.out)
         if difference:

@@ -1,13 +1,14 @@
-"""Validated results → both tables: a row per key, of two measurements of it from the better, and chunk sizes."""
+"""Validated results → all tables: a row per key, of two measurements of it from the better; chunk sizes; defaults."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from codegen.chunk_sizes import ChunkSizes, fastest
 from codegen.collect import Found
+from codegen.defaults import Defaults, on_average
 from codegen.source import records, rules
 
 Target = tuple[str, str]  # the GPU's name, the Triton version
@@ -24,11 +25,17 @@ class Duplicate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Both tables in the order they are written in, and the keys that several files have."""
+    """All tables in the order they are written in, the keys that several files have, and the results that count.
+
+    `gpus` has each GPU's architecture and number of SMs, `defaults` each architecture's default rows.
+    """
 
     table: Table
     chunk_sizes: dict[Target, ChunkSizes]
     duplicates: list[Duplicate]
+    gpus: Mapping[str, tuple[str, int]] = {}
+    defaults: Mapping[str, Defaults] = {}
+    results: Sequence[records.Result] = ()
 
 
 def _worth(found: Found) -> tuple[float, int, str]:
@@ -53,6 +60,7 @@ def choose(found: Iterable[Found]) -> Choice:
 
     table: Table = {}
     chunk_sizes: dict[Target, ChunkSizes] = {}
+    results: list[records.Result] = []
     duplicates = []
     for target in sorted(measured, key=_order):
         rows = table[target] = {}
@@ -64,4 +72,13 @@ def choose(found: Iterable[Found]) -> Choice:
             if dropped := tuple(rival.file for rival in rivals if rival is not kept):
                 duplicates.append(Duplicate(target, key, kept.file, dropped))
         chunk_sizes[target] = fastest(counted)
-    return Choice(table, chunk_sizes, duplicates)
+        results += counted
+    return Choice(table, chunk_sizes, duplicates, _gpus(results), on_average(results), results)
+
+
+def _gpus(results: Iterable[records.Result]) -> dict[str, tuple[str, int]]:
+    """Each GPU's architecture and SM count; of several that go by one name, what most results say."""
+    said: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
+    for result in results:
+        said[result.gpu][result.architecture, result.sm_count] += 1
+    return {gpu: max(sorted(counts), key=counts.__getitem__) for gpu, counts in sorted(said.items())}

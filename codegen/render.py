@@ -1,4 +1,4 @@
-"""The rows of both tables → Python source, through a Jinja2 template that lets nothing but literals in."""
+"""The rows of all tables → Python source, through a Jinja2 template that lets nothing but literals in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def render(choice: Choice, digest: str) -> str:
     environment.filters["literal"] = literal
     template = environment.get_template("tuned_table.py.j2")
     rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in choice.table.items()}
-    return template.render(table=rows, chunk_sizes=choice.chunk_sizes, digest=digest)
+    others = {"chunk_sizes": choice.chunk_sizes, "gpus": choice.gpus, "defaults": choice.defaults}
+    return template.render(table=rows, digest=digest, **others)
 
 
 def write(text: str, out: Path) -> bool:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import checks, files, records, rules
+    from csgmv import checks, fallback, files, records, rules
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
     sys.modules[_package.__name__] = _package
-    checks, files, records, rules = (
-        importlib.import_module(f"_csgmv_source.{name}") for name in ("checks", "files", "records", "rules")
+    checks, fallback, files, records, rules = (
+        importlib.import_module(f"_csgmv_source.{name}") for name in ("checks", "fallback", "files", "records", "rules")
     )
 
-__all__ = ["ROOT", "checks", "files", "records", "rules"]
+__all__ = ["ROOT", "checks", "fallback", "files", "records", "rules"]

@@ -135,7 +135,7 @@ def _a_config_of_its_own(key: rules.Key, *_: object) -> dispatch.Choice:
     shrink = ShrinkConfig(block_m=16 << number % 3, split_k=1 + number % 2, **more)
     expand = ExpandConfig(block_m=16 << number % 3, **more)
     chosen = {"shrink": shrink, "expand": expand, "add_lora": AddLoraConfig(shrink, expand)}
-    return dispatch.Choice(chosen[key.op], "exact", key, "3.6.0")
+    return dispatch.Choice(chosen[key.op], "exact", key, "3.6.0", "a GPU")
 
 
 @contextlib.contextmanager

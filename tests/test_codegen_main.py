@@ -47,7 +47,7 @@ def literals(text: str) -> dict[str, Any]:
         assert isinstance(table.target, ast.Name)
         assert table.value is not None
         values[table.target.id] = ast.literal_eval(table.value)
-    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES"}
+    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS"}
     return values
 
 
@@ -62,6 +62,8 @@ def test_raw_results_become_a_table(configs: Path, capsys: pytest.CaptureFixture
         }
     }
     assert tables["CHUNK_SIZES"] == {("NVIDIA H200", "3.6.0"): {(8, 8): 16}}  # a token each: all sizes cut the same
+    assert tables["GPUS"] == {"NVIDIA H200": ("9.0", 132)}
+    assert tables["DEFAULTS"] == {"9.0": {"shrink": {128: tuple(BETTER), 512: tuple(BETTER)}}}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, chunk sizes for 1 cells of batches"

@@ -28,7 +28,10 @@ def test_the_source_gives_the_table_back() -> None:
     """Keys and rows as plain tuples: they import four times faster than calls of classes do."""
     table = {("NVIDIA H200", "3.6.0"): {KEY: ROW, KEY._replace(chunk_size=32): None}, ("NVIDIA A100", "3.6.0"): {}}
     chunk_sizes = {("NVIDIA H200", "3.6.0"): {(1, 1): 16, (2048, 8): 64}, ("NVIDIA A100", "3.6.0"): {}}
-    variables = namespace(render(Choice(table, chunk_sizes, []), "sha256:0123"))
+    gpus, defaults = {"NVIDIA H200": ("9.0", 132)}, {"9.0": {"expand": {16: ROW, 32: ROW}}, "8.0": {}}
+    variables = namespace(render(Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123"))
+    assert variables["GPUS"] == gpus
+    assert variables["DEFAULTS"] == defaults
     assert variables["TABLE"] == table
     assert variables["CHUNK_SIZES"] == chunk_sizes
     assert variables["DIGEST"] == "sha256:0123"

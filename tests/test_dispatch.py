@@ -1,4 +1,4 @@
-"""The fallback, step by step: exact, other dtype, nearest bucket, chunk size, Triton version, built-in default."""
+"""From a launch to its config: keys, the table, what the fallback finds as a config, what is remembered and said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import csgmv
 from batches import make_batch
 from codegen.choose import Choice
 from codegen.render import render
-from csgmv import ExpandConfig, ShrinkConfig, dispatch, host, launch, rules
+from csgmv import ExpandConfig, ShrinkConfig, dispatch, fallback, host, launch, rules
 from csgmv.config import to_row
 
 LIMITS = rules.Limits(232_448, programmatic_launch=True)
@@ -31,74 +31,73 @@ def rows(*keys: rules.Key) -> dict[tuple[object, ...], rules.Row | None]:
     return {tuple(key): to_row(ShrinkConfig(block_n=64, num_stages=1 + i)) for i, key in enumerate(keys)}
 
 
-def resolved(table: dispatch.Table, key: rules.Key = KEY, where: dispatch.Target = HERE) -> tuple[int, str]:
-    """The num_stages of the row that served, and the step."""
-    choice = dispatch.resolve(key, where, table)
+def test_what_serves_becomes_a_config() -> None:
+    """A row of the operation's class with where it was tuned, or the built-in default with a word on why."""
+    known = fallback.Tables({("NVIDIA H200", "3.5.1"): rows(KEY._replace(segment_bucket=16))})
+    choice = dispatch.resolve(KEY, HERE, known)
     assert isinstance(choice.config, ShrinkConfig)
-    return choice.config.num_stages, choice.step
-
-
-def test_steps_in_their_order() -> None:
-    """Taking away what served leaves the next step to serve."""
-    ladder = [
-        (KEY, "exact"),
-        (KEY._replace(dtype="bfloat16"), "other 16-bit dtype (bfloat16)"),
-        (KEY._replace(segment_bucket=64), "nearest segment bucket (64)"),
-        (KEY._replace(segment_bucket=4), "nearest segment bucket (4)"),
-        (KEY._replace(chunk_size=128), "nearest chunk size (128)"),
-        (KEY._replace(chunk_size=16), "nearest chunk size (16)"),
-    ]
-    for gone in range(len(ladder)):
-        table = {("NVIDIA H200", "3.6.0"): rows(*(key for key, _ in ladder[gone:]))}
-        assert resolved(table) == (1, ladder[gone][1])
-
-
-def test_versions_compare_as_numbers_and_come_after_all_else() -> None:
-    """3.10 is newer than 3.9; a worse match under this version is better than an exact one under another."""
-    table = {("NVIDIA H200", v): rows(KEY) for v in ("3.5.1", "3.10.0", "3.2.0")}
-    assert resolved(table) == (1, "Triton 3.5.1, exact")
-    later = HERE._replace(triton="3.9.1+cu130")
-    assert resolved(table, where=later) == (1, "Triton 3.10.0, exact")
-    table["NVIDIA H200", "3.6.0"] = rows(KEY._replace(chunk_size=16))
-    assert resolved(table)[1] == "nearest chunk size (16)"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"op": "expand", "input_dim": 0, "slice_widths": (64, 64, 64)},
-        {"input_dim": 2048},
-        {"max_rank": 32},
-        {"num_slices": 2},
-        {"dtype": "float32"},
-    ],
-)
-def test_what_is_never_borrowed(other: dict) -> None:
-    """Other operations, dimensions, ranks and float32 end at the built-in default."""
-    choice = dispatch.resolve(KEY, HERE, {("NVIDIA H200", "3.6.0"): rows(KEY._replace(**other))})
-    assert (choice.step, choice.source, choice.config) == ("default", None, ShrinkConfig())
-    assert dispatch.resolve(KEY, HERE, {("NVIDIA A100", "3.6.0"): rows(KEY)}).step == "default"
-
-
-def test_a_row_that_does_not_fit_serves_nobody() -> None:
-    """Neither exactly nor borrowed: the next one does."""
-    large = to_row(ShrinkConfig(block_n=128, block_k=256, num_stages=4))
-    small = HERE._replace(limits=rules.Limits(101_376))
-    table = {("NVIDIA H200", "3.6.0"): {tuple(KEY): large, **rows(KEY._replace(segment_bucket=1))}}
-    assert resolved(table, where=small) == (1, "nearest segment bucket (1)")
-    overlapped = csgmv.AddLoraConfig(overlap=True)
-    key = rules.Key("add_lora", 64, (64,), 16, 1, "float16", 16, 1)
-    table = {("NVIDIA H200", "3.6.0"): {tuple(key): to_row(overlapped)}}
-    assert dispatch.resolve(key, HERE, table).config == overlapped
-    assert dispatch.resolve(key, small, table).step == "default"
+    assert choice.step == "Triton 3.5.1, nearest segment bucket (16)"
+    assert (choice.source, choice.gpu, choice.triton) == (KEY._replace(segment_bucket=16), "NVIDIA H200", "3.5.1")
+    choice = dispatch.resolve(KEY._replace(dtype="float32"), HERE, known)
+    assert choice == (ShrinkConfig(num_stages=2), "default", None, None, None)  # as many stages as float32 has room for
 
 
 def test_a_measured_default_is_kept() -> None:
     """None says: measured, the default was best. It is not a gap to be filled from a neighbour."""
     table = {("NVIDIA H200", "3.6.0"): {**rows(KEY._replace(segment_bucket=64)), tuple(KEY): None}}
-    choice = dispatch.resolve(KEY, HERE, table)
+    choice = dispatch.resolve(KEY, HERE, fallback.Tables(table))
     assert (choice.config, choice.source) == (ShrinkConfig(), KEY)
     assert choice.step == "exact: the default was measured best"
+
+
+@pytest.fixture
+def other_gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU of the H200's architecture that the table does not know; nothing is remembered of it."""
+    where = HERE._replace(gpu="NVIDIA H100", architecture="9.0", sm_count=114)
+    known = fallback.Tables({("NVIDIA H200", "3.6.0"): rows(KEY)}, {"NVIDIA H200": ("9.0", 132)})
+    monkeypatch.setattr(dispatch, "target", lambda _: where)
+    monkeypatch.setattr(dispatch, "tables", lambda: known)
+    monkeypatch.setattr(dispatch, "_remembered", {})
+    dispatch._warn_untuned.cache_clear()
+    return torch.device("cuda", 0)
+
+
+def test_a_gpu_without_rows_is_warned_about_once(other_gpu: torch.device, recwarn: pytest.WarningsRecorder) -> None:
+    """With its name and the command that tunes it, at the first launch and at no other key's; launches go on."""
+    assert dispatch.choose(KEY, other_gpu).step == "GPU NVIDIA H200, exact"
+    dispatch.choose(KEY._replace(segment_bucket=2), other_gpu)
+    (warning,) = recwarn.list
+    assert "no configs tuned for NVIDIA H100" in str(warning.message)
+    assert "`csgmv tune --model NAME --rank N`" in str(warning.message)
+
+
+def test_a_gpu_with_rows_is_not_warned_about(
+    other_gpu: torch.device, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Nor is a launch that is interpreted."""
+    dispatch.choose(KEY, torch.device("cpu"))
+    monkeypatch.setattr(dispatch, "target", lambda _: HERE)
+    dispatch.choose(KEY, other_gpu)
+    assert recwarn.list == []
+
+
+@pytest.mark.filterwarnings("ignore:csgmv has no configs")
+def test_a_key_is_resolved_once(other_gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the walk was, the second launch does not take it."""
+    first = dispatch.choose(KEY, other_gpu)
+    monkeypatch.setattr(fallback, "serve", None)
+    assert dispatch.choose(KEY, other_gpu) is first
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_architecture() -> None:
+    """As records tell it, so that rows of its kind are found; and the limits known of the architecture are its own."""
+    where = dispatch.target(torch.device("cuda", torch.cuda.current_device()))
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    assert where.architecture == f"{properties.major}.{properties.minor}"
+    assert where.sm_count == properties.multi_processor_count
+    if where.architecture in rules.LIMITS:
+        assert where.limits == rules.LIMITS[where.architecture]
 
 
 def test_keys_come_from_the_tensors_of_a_launch() -> None:
@@ -153,8 +152,9 @@ def test_explain_refuses_what_no_launch_can_be() -> None:
 def test_a_missing_table_means_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel built without its hook still runs."""
     monkeypatch.setitem(sys.modules, "csgmv._tuned_table", None)
-    assert dispatch.table.__wrapped__() == {}
-    assert dispatch.resolve(KEY, HERE, {}).config == ShrinkConfig()
+    monkeypatch.setattr(dispatch, "table", dispatch.table.__wrapped__)
+    assert dispatch.table() == {}
+    assert dispatch.resolve(KEY, HERE, dispatch.tables()).config == ShrinkConfig()
 
 
 def test_configs_of_other_operations_are_refused() -> None:

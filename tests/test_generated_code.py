@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from csgmv import rules
-from csgmv.config import ExpandConfig, ShrinkConfig, to_row
+from csgmv import dispatch, fallback, rules
+from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, to_row
 
 HERE = pathlib.Path(__file__).parent
 LIMITS = rules.Limits(232_448, programmatic_launch=True)
@@ -107,3 +107,22 @@ def test_odd_ranks_compile(max_rank: int) -> None:
         expand_case(ExpandConfig(block_k=16), max_rank=max_rank, EVEN_N=False, h="*fp32"),
     ]
     assert all(code["registers"] <= 255 for code in compiled(cases))
+
+
+@pytest.mark.parametrize("max_rank", [8, 16, 128, 256])
+def test_borrowed_rows_compile_and_fit(max_rank: int) -> None:
+    """What the shipped table lends to layers and ranks that it does not have, to few rows and to many."""
+    where = fallback.Target("NVIDIA H200", "3.6.0", LIMITS, "9.0", 132)
+    configs = []
+    for chunk_size, bucket in ((16, 8), (64, 512)):
+        key = rules.Key("add_lora", 8192, (10240,), max_rank, 1, "bfloat16", chunk_size, bucket)
+        choice = dispatch.resolve(key, where, dispatch.tables())
+        assert choice.step.startswith("nearest dimensions")
+        assert isinstance(choice.config, AddLoraConfig)
+        configs += [choice.config.shrink, choice.config.expand]
+    cases = [shrink_case(config, max_rank=max_rank) for config in configs[::2]]
+    cases += [expand_case(config, max_rank=max_rank, h="*fp32") for config in configs[1::2]]
+    for case, code in zip(cases, compiled(cases)):
+        assert code["shared"] <= LIMITS.shared_memory, (case, code)
+        assert code["registers"] <= 255, (case, code)
+        assert code["stack"] <= 64, (case, code)  # bytes: a register or a few, where the original had none to spare

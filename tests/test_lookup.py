@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import triton
 
-from csgmv import cli, dispatch, rules
+from csgmv import cli, dispatch, fallback, rules
 
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 ROW = (64, 32, 128, 1, 4, 4, 3, 128)
@@ -16,7 +16,10 @@ H200 = ["--gpu", "NVIDIA H200", "--triton", "3.5.1"]
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
+    defaults = {"10.3": {"shrink": {128: ROW}}}
+    known = fallback.Tables(TABLE, {"NVIDIA H200": ("9.0", 132)}, defaults)
     monkeypatch.setattr(dispatch, "table", lambda: TABLE)
+    monkeypatch.setattr(dispatch, "tables", lambda: known)
 
 
 def explain(capsys, *argv: str) -> str:
@@ -41,7 +44,17 @@ def test_an_exact_row_is_printed_field_by_field(capsys):
         (["--segments", "8", "--dtype", "float16", *H200], "other 16-bit dtype (bfloat16)"),
         (["--segments", "8", "--gpu", "NVIDIA H200", "--triton", "3.6.0"], "Triton 3.5.1, exact"),
         (["--segments", "8", "--dtype", "float32", *H200], "default"),
+        (["--segments", "8", "--rank", "32", *H200], "nearest rank (64)"),
+        (["--segments", "8", "--input-dim", "1536", *H200], "nearest dimensions (1024 → 3·64)"),
         (["--segments", "8", "--gpu", "NVIDIA A10G"], "default"),
+        (
+            ["--segments", "8", "--gpu", "NVIDIA H100", "--architecture", "9.0", "--triton", "3.5.1"],
+            "GPU NVIDIA H200, exact",
+        ),
+        (
+            ["--segments", "8", "--gpu", "NVIDIA X100", "--architecture", "10.3", "--triton", "3.5.1"],
+            "default of architecture 10.3",
+        ),
     ],
 )
 def test_each_step_is_named(argv, step, capsys):
@@ -59,12 +72,21 @@ def test_a_key_whose_default_was_the_best_says_so(capsys):
     """A row of None is an answer, not a miss."""
     text = explain(capsys, *SHRINK, "--segments", "64", *H200)
     assert "the default was measured best" in text
-    assert "46-90 segments; tuned under Triton 3.5.1" in text
+    assert "46-90 segments; tuned on NVIDIA H200 under Triton 3.5.1" in text
 
 
 def test_a_default_has_no_row(capsys):
     """And the command says that, rather than leaving a blank."""
-    assert "row     none" in explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA A10G")
+    text = explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA A10G")
+    assert "row     none: the built-in default" in text
+    text = explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA X100", "--architecture", "10.3")
+    assert "row     none: what does best on average" in text
+
+
+def test_a_named_gpu_that_the_table_knows_is_held_to_its_architecture_s_limits(capsys):
+    """And the output says so."""
+    text = explain(capsys, *SHRINK, "--segments", "8", *H200)
+    assert "not in this machine: its limits are those of architecture 9.0" in text
 
 
 def test_a_named_gpu_that_is_not_here_is_not_held_to_limits(capsys):
@@ -102,7 +124,7 @@ def test_batch_invariant_launches_have_one_config(capsys, monkeypatch):
     """That of 32 segments of 16 rows, but for tiles of 16 rows, whatever the segments."""
     other = (64, 64, 64, 1, 4, 4, 3, 128)
     rows = {tuple(KEY._replace(segment_bucket=32)): ROW, tuple(KEY._replace(segment_bucket=2)): other}
-    monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.5.1"): rows})
+    monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables({("NVIDIA H200", "3.5.1"): rows}))
     usual = explain(capsys, *SHRINK, "--segments", "32", *H200)
     text = explain(capsys, *SHRINK[:-1], "128", "--segments", "2", "--batch-invariant", *H200)
     assert "chunk size 128, 2 segments, batch-invariant\n" in text

@@ -359,3 +359,26 @@ def test_without_finalists_the_default_stays() -> None:
     result = the_result(finalists=[])
     assert records.baked_row(result) is None
     assert records.gain(result) == 0.0
+
+
+def test_slowdowns_compare_like_with_like() -> None:
+    """Full-length times with the winner's at full length, what was only screened with its time in screening."""
+    other, screened = [16, *BETTER[1:]], [16, 16, 64, 1, 1, 4, 2, 96]
+    candidates = [[BETTER, 22.0, 12, False], [other, 11.0, 12, False], [screened, 33.0, 3, True]]
+    result = the_result(candidates=candidates, finalists=[finalist(BETTER, 20.0), finalist(other, 25.0)])
+    assert records.slowdowns(result) == {
+        tuple(BETTER): 1.0,
+        tuple(other): 1.25,
+        tuple(screened): 1.5,
+        tuple(DEFAULT): 1.5,
+    }
+    assert records.slowdowns(the_result(finalists=[], candidates=[])) == {tuple(DEFAULT): 1.0}
+    unscreened = the_result(default=None, finalists=[finalist(BETTER, 20.0)], candidates=[[screened, 33.0, 3, True]])
+    assert records.slowdowns(unscreened) == {tuple(BETTER): 1.0}
+
+
+def test_results_tell_what_gpu_they_are_of() -> None:
+    """By architecture and number of SMs, for other GPUs to borrow by; and what every candidate took."""
+    result = the_result()
+    assert (result.architecture, result.sm_count) == ("9.0", 132)
+    assert result.screened == {tuple(BETTER): 20.0, (16, 16, 64, 1, 1, 4, 2, 96): 31.5}

@@ -197,82 +197,10 @@ def test_versions_are_numbers(version: str, numbers: tuple[int, ...]) -> None:
     assert rules.version_numbers(version) == numbers
 
 
-def test_versions_are_as_near_as_their_numbers() -> None:
-    """To 3.9.0 the nearest is 3.10.0 and not 3.5.1; as text it would be the other way round."""
-    present = ["3.5.1", "4.0.0", "3.10.0", "3.9.0", "3.9.0+git1"]
-    assert rules.nearest_versions("3.9.0", present) == ["3.9.0", "3.9.0+git1", "3.10.0", "3.5.1", "4.0.0"]
-
-
-def test_of_two_versions_equally_far_the_newer_comes_first() -> None:
-    """3.7 before 3.5 where 3.6 is wanted."""
-    assert rules.nearest_versions("3.6.0", ["3.5.0", "3.7.0"]) == ["3.7.0", "3.5.0"]
-
-
-@pytest.mark.parametrize(
-    ("present", "served_by", "step"),
-    [
-        ([SHRINK, SHRINK._replace(dtype="float16")], SHRINK, "exact"),
-        (
-            [SHRINK._replace(dtype="float16"), SHRINK._replace(segment_bucket=4)],
-            SHRINK._replace(dtype="float16"),
-            "other 16-bit dtype (float16)",
-        ),
-        (
-            [SHRINK._replace(segment_bucket=64), SHRINK._replace(segment_bucket=4), SHRINK._replace(chunk_size=32)],
-            SHRINK._replace(segment_bucket=4),
-            "nearest segment bucket (4)",
-        ),
-        (
-            [SHRINK._replace(chunk_size=128), SHRINK._replace(chunk_size=32, segment_bucket=1)],
-            SHRINK._replace(chunk_size=32, segment_bucket=1),
-            "nearest chunk size (32)",
-        ),
-    ],
-)
-def test_the_nearest_row_serves(present: list[Key], served_by: Key, step: str) -> None:
-    """In the order: exact, the other 16-bit dtype, segment bucket, chunk size; whatever order they are listed in."""
-    assert rules.nearest(SHRINK, present, lambda _: True) == (served_by, step)
-    assert rules.nearest(SHRINK, present[::-1], lambda _: True) == (served_by, step)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        SHRINK._replace(op="expand", input_dim=0, slice_widths=(8, 8, 8)),
-        SHRINK._replace(input_dim=2048),
-        SHRINK._replace(max_rank=32),
-        SHRINK._replace(num_slices=2),
-        SHRINK._replace(dtype="float32"),
-    ],
-)
-def test_other_kernels_do_not_serve(other: Key) -> None:
-    """Another operation, dimension, rank, number of slices, or float32 for 16 bits: none lends its row."""
-    assert rules.nearest(SHRINK, [other], lambda _: True) is None
-
-
-def test_a_row_that_does_not_fit_is_passed_over() -> None:
-    """The next nearest serves in its place."""
-    near, far = SHRINK._replace(segment_bucket=16), SHRINK._replace(segment_bucket=128)
-    assert rules.nearest(SHRINK, [near, far], lambda key: key != near) == (far, "nearest segment bucket (128)")
-
-
 @pytest.mark.parametrize(("chunk_size", "tile"), [(1, 16), (16, 16), (17, 32), (48, 64), (64, 64), (1000, 64)])
 def test_a_tile_has_no_more_rows_than_a_segment(chunk_size: int, tile: int) -> None:
     """Rounded up to a power of two, and to the least that a dot takes."""
     assert rules.row_tile(64, chunk_size) == tile
-
-
-@pytest.mark.parametrize(
-    ("wanted", "present", "order"),
-    [
-        ("4.0.0", ["3.1.0", "3.9.0", "3.5.1"], ["3.9.0", "3.5.1", "3.1.0"]),
-        ("3.6.0", ["3.5.0", "3.7.0", "3.5.1", "3.5.9"], ["3.5.9", "3.5.1", "3.7.0", "3.5.0"]),
-        ("3.9.1+cu130", ["3.10.0", "3.9.1", "3.5.1"], ["3.9.1", "3.10.0", "3.5.1"]),
-    ],
-)
-def test_the_nearest_version_is_the_nearest_number(wanted: str, present: list[str], order: list[str]) -> None:
-    """Not the nearest part by part: 3.9.0 is nearer to 4.0.0 than 3.1.0 is."""
-    assert rules.nearest_versions(wanted, present) == order
 
 
 @pytest.mark.parametrize(

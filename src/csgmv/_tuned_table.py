@@ -2,7 +2,9 @@
 """The tuned configs by GPU and Triton version; `csgmv.rules` has the fields of keys (`Key`) and rows (`FIELDS`).
 
 A row of None: measured, and nothing beat the built-in default. CHUNK_SIZES: the fastest chunk size by the nearest powers
-of two to a batch's rows and adapters (`csgmv.rules.batch_cell`). DIGEST tells the inputs apart.
+of two to a batch's rows and adapters (`csgmv.rules.batch_cell`). GPUS: architecture and number of SMs. DEFAULTS: for each
+architecture and operation the row that is best on average for a number of rows (`csgmv.fallback`). DIGEST tells the
+inputs apart.
 """
 
 from __future__ import annotations
@@ -328,5 +330,53 @@ CHUNK_SIZES: dict[tuple[str, str], dict[tuple[int, int], int]] = {
         (32768, 1): 128,
         (32768, 8): 128,
         (32768, 32): 128,
+    },
+}
+
+GPUS: dict[str, tuple[str, int]] = {
+    'NVIDIA H200': ('9.0', 132),
+}
+
+DEFAULTS: dict[str, dict[str, dict[int, tuple[int | None, ...]]]] = {
+    '9.0': {
+        'add_lora': {
+            16: (16, 16, 128, 1, 8, 4, 4, None, 16, 64, 256, 1, 4, 1, None, False, True),
+            32: (16, 16, 256, 1, 8, 4, 5, 128, 16, 32, 256, 1, 4, 1, 128, False, True),
+            64: (16, 16, 256, 1, 8, 4, 5, 128, 16, 32, 256, 1, 4, 1, 128, False, True),
+            128: (16, 16, 256, 1, 8, 4, 5, 128, 16, 64, 256, 1, 4, 1, 128, False, True),
+            256: (16, 32, 128, 1, 16, 2, 5, 128, 16, 256, 256, 1, 4, 1, None, False, True),
+            512: (32, 32, 128, 1, 4, 4, 4, 128, 32, 64, 256, 1, 4, 1, 128, False, True),
+            1024: (32, 32, 128, 1, 4, 4, 4, 128, 32, 128, 256, 1, 8, 1, 128, False, True),
+            2048: (64, 64, 128, 1, 1, 4, 6, 168, 64, 64, 256, 8, 4, 4, None, False, False),
+            4096: (64, 32, 256, 1, 1, 4, 4, None, 64, 128, 256, 1, 4, 1, 168, False, True),
+            8192: (64, 64, 128, 1, 1, 4, 6, None, 64, 64, 256, 6, 4, 4, None, True, False),
+            32768: (64, 64, 128, 1, 1, 4, 3, None, 64, 64, 256, 8, 4, 4, None, False, False),
+        },
+        'expand': {
+            16: (16, 32, 256, 1, 4, 1, 128, False),
+            32: (16, 64, 256, 1, 4, 1, 168, False),
+            64: (16, 64, 256, 1, 4, 1, 168, False),
+            128: (16, 64, 256, 1, 4, 1, None, False),
+            256: (16, 64, 256, 1, 4, 1, 168, False),
+            512: (16, 128, 256, 1, 4, 1, None, False),
+            1024: (16, 128, 256, 1, 4, 1, None, False),
+            2048: (64, 64, 256, 8, 4, 4, None, False),
+            4096: (64, 64, 256, 8, 4, 4, None, False),
+            8192: (64, 64, 256, 8, 4, 4, None, True),
+            32768: (128, 64, 256, 8, 4, 4, None, False),
+        },
+        'shrink': {
+            16: (16, 16, 256, 1, 4, 4, 3, 128),
+            32: (16, 16, 256, 1, 4, 4, 4, 128),
+            64: (16, 16, 256, 1, 4, 4, 4, 128),
+            128: (16, 16, 256, 1, 4, 4, 3, 128),
+            256: (16, 16, 256, 1, 4, 4, 3, 128),
+            512: (16, 32, 256, 1, 1, 4, 4, None),
+            1024: (32, 16, 512, 1, 1, 4, 4, None),
+            2048: (32, 32, 256, 1, 1, 4, 4, None),
+            4096: (16, 32, 256, 1, 1, 4, 4, None),
+            8192: (64, 64, 128, 1, 1, 4, 3, None),
+            32768: (128, 64, 128, 1, 1, 4, 2, None),
+        },
     },
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from csgmv import dispatch, rules
+from csgmv import dispatch, fallback, rules
 
 ChunkSizes = Mapping[tuple[str, str], Mapping[rules.Cell, int]]
 
@@ -62,10 +62,10 @@ def _tuned(cell: rules.Cell, device: torch.device) -> int | None:
 def resolve(cell: rules.Cell, gpu: str, triton: str, sizes_of: ChunkSizes) -> int | None:
     """The nearest cell's chunk size, under the nearest Triton version that has one; None for a GPU that has none.
 
-    As with configs, nothing is borrowed between GPUs.
+    Nothing is borrowed between GPUs.
     """
     versions = (version for name, version in sizes_of if name == gpu)
-    for version in rules.nearest_versions(triton, versions):
+    for version in fallback.nearest_versions(triton, versions):
         sizes = sizes_of[gpu, version]
         nearest = rules.nearest_cell(cell, sizes)
         if nearest is not None:

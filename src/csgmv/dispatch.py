@@ -1,4 +1,4 @@
-"""From a launch to its config: the key of a launch, and the table's row for it or for its nearest neighbour.
+"""From a launch to its config: the key of a launch, and the row that the fallback finds for it.
 
 A key is resolved once and remembered; nothing here reads a file, the environment or the GPU after that.
 """
@@ -6,13 +6,14 @@ A key is resolved once and remembered; nothing here reads a file, the environmen
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import triton
 
-from csgmv import launch, rules
+from csgmv import fallback, launch, rules
 from csgmv.config import (
     AddLoraConfig,
     Config,
@@ -28,10 +29,9 @@ from csgmv.rules import Key
 if TYPE_CHECKING:
     from csgmv.segments import Segments  # which asks this module, by way of chunk_sizes, where it is
 
-# A generated key is a plain tuple: the fields of Key, in their order.
-_Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]
 C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
-Table = Mapping[tuple[str, str], Mapping[_Fields, "rules.Row | None"]]
+Table = Mapping[tuple[str, str], fallback.Rows]
+Target = fallback.Target
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # With batch_invariant=True every batch is looked up as a decode batch of some 32 adapters, and gets tiles of 16 rows.
@@ -39,16 +39,6 @@ _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.floa
 # compiler may choose another tensor-core instruction, which sums in another order.
 INVARIANT_CHUNK_SIZE = INVARIANT_BLOCK_M = 16
 INVARIANT_BUCKET = 32
-# What an interpreted launch pretends to run on: nothing limits it, so any row may serve.
-_INTERPRETER_LIMITS = rules.Limits(shared_memory=1 << 30, programmatic_launch=True)
-
-
-class Target(NamedTuple):
-    """What launches on a device are looked up under, and what it can run."""
-
-    gpu: str
-    triton: str
-    limits: rules.Limits
 
 
 class Choice(NamedTuple):
@@ -57,14 +47,15 @@ class Choice(NamedTuple):
     Attributes:
         config: of the operation's class.
         step: the step of the fallback that found it, e.g. "exact", "nearest segment bucket (8)", "default".
-        source: the key whose row it is; None for the built-in default.
-        triton: the Triton version that the row was tuned under; None for the built-in default.
+        source: the key whose row it is; None for defaults, the architecture's and the built-in one.
+        triton, gpu: where the row was tuned; None for defaults.
     """
 
     config: Config
     step: str
     source: Key | None
     triton: str | None
+    gpu: str | None
 
 
 def shrink_key(input_dim: int, max_rank: int, num_slices: int, dtype: torch.dtype, segments: Segments) -> Key:
@@ -99,11 +90,20 @@ def table() -> Table:
     return TABLE
 
 
+def tables() -> fallback.Tables:
+    """The generated table, with what it takes to borrow from other GPUs."""
+    try:
+        from csgmv._tuned_table import DEFAULTS, GPUS
+    except ImportError:
+        return fallback.Tables(table())
+    return fallback.Tables(table(), GPUS, DEFAULTS)
+
+
 @functools.cache
 def device_limits(device: torch.device) -> rules.Limits:
     """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
     if device.type != "cuda":
-        return _INTERPRETER_LIMITS
+        return rules.UNLIMITED
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub leaves most of them out
     return rules.Limits(
         shared_memory=properties.shared_memory_per_block_optin,
@@ -120,53 +120,58 @@ def target(device: torch.device) -> Target:
     without a GPU runs the embedded configs too.
     """
     if device.type == "cuda":
-        return Target(torch.cuda.get_device_name(device), triton.__version__, device_limits(device))
+        properties: Any = torch.cuda.get_device_properties(device)
+        # ROCm numbers its architectures too, from the same numbers on.
+        architecture = f"{properties.major}.{properties.minor}" if torch.version.cuda is not None else ""
+        name, sm_count = torch.cuda.get_device_name(device), properties.multi_processor_count
+        return Target(name, triton.__version__, device_limits(device), architecture, sm_count)
     gpu, version = max(table(), key=lambda head: (len(table()[head]), head), default=("", triton.__version__))
-    return Target(gpu, version, device_limits(device))
+    return Target(gpu, version, device_limits(device), *tables().gpus.get(gpu, ()))
 
 
-def resolve(key: Key, where: Target, rows_of: Table) -> Choice:
-    """Walk the fallback: the rows of this GPU under the nearest Triton version first, then the built-in default."""
-    versions = rules.nearest_versions(where.triton, (version for gpu, version in rows_of if gpu == where.gpu))
-    for version in versions:
-        rows = rows_of[where.gpu, version]
-
-        def usable(other: Key, rows: Mapping[_Fields, rules.Row | None] = rows) -> bool:
-            row = rows[other]
-            return row is None or rules.resource_fault(row, key, where.limits) is None
-
-        found = rules.nearest(key, map(Key._make, rows), usable)
-        if found:
-            source, step = found
-            row = rows[source]
-            if version != where.triton:
-                step = f"Triton {version}, {step}"
-            if row is None:
-                return Choice(
-                    default_config(key, where.limits), f"{step}: the default was measured best", source, version
-                )
-            return Choice(from_row(key.op, row), step, source, version)
-    return Choice(default_config(key, where.limits), "default", None, None)
+def resolve(key: Key, where: Target, known: fallback.Tables) -> Choice:
+    """Walk the fallback (`fallback.serve`), and make a config of what it finds."""
+    row, step, source, gpu, version = fallback.serve(key, where, known)
+    if row is not None:
+        return Choice(from_row(key.op, row), step, source, version, gpu)
+    said = step if source is None else f"{step}: the default was measured best"
+    return Choice(default_config(key, where.limits), said, source, version, gpu)
 
 
-def resolve_invariant(key: Key, where: Target, rows_of: Table) -> Choice:
+def resolve_invariant(key: Key, where: Target, known: fallback.Tables) -> Choice:
     """The same for a launch with batch_invariant=True, whose config depends on neither bucket nor chunk size."""
     key = key._replace(chunk_size=INVARIANT_CHUNK_SIZE, segment_bucket=INVARIANT_BUCKET)
-    choice = resolve(key, where, rows_of)
+    choice = resolve(key, where, known)
     return choice._replace(config=with_block_m(choice.config, INVARIANT_BLOCK_M))
 
 
 _remembered: dict[tuple[torch.device, Key, bool], Choice] = {}
 
 
+@functools.cache
+def _warn_untuned(where: Target) -> None:
+    """Say once that a GPU has no rows, and how to get some."""
+    warnings.warn(
+        f"csgmv has no configs tuned for {where.gpu}: launches borrow those of other GPUs, or get defaults, which may"
+        " be several times slower. `csgmv tune --model NAME --rank N` finds this GPU's own.",
+        stacklevel=2,
+    )
+
+
 def choose(key: Key, device: torch.device, batch_invariant: bool = False) -> Choice:
-    """The config for a launch with this key on this device; resolved once, then remembered."""
+    """The config for a launch with this key on this device; resolved once, then remembered.
+
+    Warns once of a GPU for which the table has no rows.
+    """
     asked = device, key, batch_invariant
-    known = _remembered.get(asked)
-    if known is None:
+    choice = _remembered.get(asked)
+    if choice is None:
+        where, known = target(device), tables()
         find = resolve_invariant if batch_invariant else resolve
-        known = _remembered[asked] = find(key, target(device), table())
-    return known
+        choice = _remembered[asked] = find(key, where, known)
+        if device.type == "cuda" and all(gpu != where.gpu for gpu, _ in known.rows):
+            _warn_untuned(where)
+    return choice
 
 
 @functools.lru_cache(maxsize=4096)

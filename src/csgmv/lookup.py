@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--segments", type=int, required=True, metavar="N", help="num_segments of the Segments")
     parser.add_argument("--batch-invariant", action="store_true", help="for a launch with batch_invariant=True")
     parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
+    parser.add_argument(
+        "--architecture", metavar="X.Y", help="compute capability of a --gpu that the table does not know"
+    )
+    parser.add_argument("--sm-count", type=int, default=0, metavar="N", help="its streaming multiprocessors")
     parser.add_argument("--triton", metavar="VERSION", help=f"default: the installed one, {triton.__version__}")
 
 
@@ -70,9 +74,13 @@ def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
     named = here._replace(gpu=args.gpu, triton=args.triton or triton.__version__)
     if named.gpu == here.gpu and not interpreted:
         return named, "this machine's"
-    # What a GPU that is not here can run is not known: the interpreter's limits, which are none.
-    named = named._replace(limits=dispatch.device_limits(torch.device("cpu")))
-    return named, "not in this machine: its limits are not checked"
+    architecture, sm_count = dispatch.tables().gpus.get(args.gpu, (args.architecture or "", args.sm_count))
+    limits = rules.LIMITS.get(architecture)
+    named = named._replace(limits=limits or rules.UNLIMITED, architecture=architecture, sm_count=sm_count)
+    return (
+        named,
+        f"not in this machine: its limits are {f'those of architecture {architecture}' if limits else 'not checked'}",
+    )
 
 
 def _config_rows(choice: dispatch.Choice, op: str) -> list[list[str]]:
@@ -98,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     key = key_of(args)
     target, word = target_of(args)
     resolve = dispatch.resolve_invariant if args.batch_invariant else dispatch.resolve
-    choice = resolve(key, target, dispatch.table())
+    choice = resolve(key, target, dispatch.tables())
     print(f"launch  {_key_text(key)}{', batch-invariant' if args.batch_invariant else ''}")
     print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
     known = sorted({gpu for gpu, _ in dispatch.table()})
@@ -106,9 +114,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"        the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}")
     print(f"step    {choice.step}")
     if choice.source is None:
-        print("row     none: the built-in default, made to fit the device; `csgmv tune` finds a better one")
+        which = "the built-in default" if choice.step == "default" else "what does best on average"
+        print(f"row     none: {which}, made to fit the device; `csgmv tune` finds a better one")
     else:
-        print(f"row     {_key_text(choice.source)}; tuned under Triton {choice.triton}")
+        print(f"row     {_key_text(choice.source)}; tuned on {choice.gpu} under Triton {choice.triton}")
     print()
     print(columns.aligned(("field", "value"), _config_rows(choice, key.op), columns.terminal_width()))
     return 0

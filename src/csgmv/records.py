@@ -6,6 +6,7 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
     upgraded    a file without faults, of an older schema → the same by today's
     results     a file without faults → one Result per key
     baked_row   a Result → what the table says about its key
+    slowdowns   a Result → how much slower each row is than the winner
     batches     a Result → the batches that were timed with that row, and how long they take
 """
 
@@ -56,6 +57,8 @@ class Result(NamedTuple):
     """What was measured at one key: the default (None where the device cannot run it) and the rows against it.
 
     `batches` are those that look up this key; a row's time is the geometric mean of its times on the first `tuned_on`.
+    `screened` has every candidate's first impression: microseconds (median), to be compared with each other's only.
+    `architecture` (the compute capability) and `sm_count` are the GPU's.
     """
 
     gpu: str
@@ -67,6 +70,9 @@ class Result(NamedTuple):
     date: str
     batches: tuple[BatchTimes, ...] = ()
     tuned_on: int = 1
+    screened: Mapping[rules.Row, float] = {}
+    architecture: str = ""
+    sm_count: int = 0
 
 
 def winner(result: Result) -> Timing | None:
@@ -100,6 +106,20 @@ def baked_row(result: Result) -> rules.Row | None:
         return None if best is None else best.row
     saved = result.default.p50_us - best.p50_us
     return best.row if saved > max(result.noise_us, LEAST_GAIN * result.default.p50_us) else None
+
+
+def slowdowns(result: Result) -> dict[rules.Row, float]:
+    """How many times the winner's time each measured row takes, the default's among them.
+
+    Times at full length are compared with the winner's at full length, those of screening with its in screening.
+    """
+    at_length = {timing.row: timing.p50_us for timing in (*result.finalists, *filter(None, [result.default]))}
+    reference = winner(result) or result.default
+    found: dict[rules.Row, float] = {}
+    for times in (result.screened, at_length):
+        if reference is not None and reference.row in times:
+            found |= {row: p50_us / times[reference.row] for row, p50_us in times.items()}
+    return found
 
 
 def batches(result: Result) -> Iterator[Batch]:
@@ -318,6 +338,7 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
     """The results in a document that has no faults, of whichever schema."""
     document = upgraded(document)
     for record in document["records"]:
+        run = document["runs"][record["run"]]
         yield Result(
             gpu=document["gpu"],
             triton=document["triton"],
@@ -325,9 +346,12 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
             default=record["default"] and _timing_of(record["default"]),
             finalists=tuple(map(_timing_of, record["finalists"])),
             noise_us=record["noise_us"],
-            date=document["runs"][record["run"]]["date"],
+            date=run["date"],
             batches=tuple(BatchTimes(*times) for times in record["batches"]),
             tuned_on=record["tuned_on"],
+            screened={tuple(row): p50_us for row, p50_us, *_ in record["candidates"]},
+            architecture=run["compute_capability"],
+            sm_count=run["sm_count"],
         )
 
 

@@ -7,7 +7,6 @@ Standard library only: the codegen loads this file by its path, because importin
     key_faults          whether a launch could ever ask for a key
     config_fault        whether a config is well formed
     resource_fault      whether a device can run it
-    nearest             which stored row serves a key that has none of its own
     batch_cell          where the chunk size of a batch is stored
     nearest_cell        which stored chunk size serves a batch that has none of its own
 """
@@ -16,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Union
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Union
 
 ConfigValue = Union[int, bool, None]
 Row = tuple[ConfigValue, ...]
@@ -235,6 +234,13 @@ def config_fault(op: str, row: Sequence[object], schema: int | None = None) -> s
     return "; ".join(fault for fault in faults if fault) or None
 
 
+def parts(op: str, row: Sequence[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """A row by kernels: of each its operation, what its fields' names begin with in the row, and its fields."""
+    named = dict(zip(FIELD_NAMES[op], row))
+    for part, prefix in (("shrink", "shrink_"), ("expand", "expand_")) if op == "add_lora" else ((op, ""),):
+        yield part, prefix, {name: named[prefix + name] for name in FIELD_NAMES[part]}
+
+
 def row_order(row: Row) -> list[tuple[bool, int]]:
     """What rows are sorted by where a fixed order is wanted, for ties; None comes before any number."""
     return [(value is not None, value or 0) for value in row]
@@ -249,6 +255,16 @@ class Limits(NamedTuple):
     programmatic_launch: bool = False  # griddepcontrol: compute capability 9.0 and later
 
 
+# By compute capability: the "maximum amount of shared memory per thread block" of the table of technical specifications
+# in the CUDA C++ programming guide. Of a GPU that is there, torch knows.
+LIMITS: Mapping[str, Limits] = {
+    **{architecture: Limits(99 << 10) for architecture in ("8.6", "8.9")},
+    "8.0": Limits(163 << 10),
+    "9.0": Limits(227 << 10, programmatic_launch=True),
+    "10.0": Limits(227 << 10, programmatic_launch=True),
+    "12.0": Limits(99 << 10, programmatic_launch=True),
+}
+UNLIMITED = Limits(1 << 30, programmatic_launch=True)  # of what is not known, and of Triton's interpreter
 REGISTERS_PER_THREAD = 255
 # Registers a kernel of ours needs beside its accumulators: addresses, masks and tiles on their way.
 _OVERHEAD_REGISTERS = 40
@@ -325,16 +341,10 @@ def resource_fault(row: Sequence[ConfigValue], key: Key, limits: Limits) -> str 
 
     An estimate from tile sizes: the tests hold it against what Triton and ptxas report.
     """
-    named = dict(zip(FIELD_NAMES[key.op], row))
-    if key.op != "add_lora":
-        return _part_fault(key.op, named, key, limits)  # type: ignore[arg-type]
-    if named["overlap"] and not limits.programmatic_launch:
+    if dict(zip(FIELD_NAMES[key.op], row)).get("overlap") and not limits.programmatic_launch:
         return "overlap needs programmatic dependent launch (compute capability 9.0)"
-    for op in ("shrink", "expand"):
-        part = {name.removeprefix(op + "_"): value for name, value in named.items() if name.startswith(op + "_")}
-        if fault := _part_fault(op, part, key, limits):  # type: ignore[arg-type]
-            return fault
-    return None
+    faults = (_part_fault(op, part, key, limits) for op, _, part in parts(key.op, row))
+    return next(filter(None, faults), None)
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -346,49 +356,3 @@ def version_numbers(version: str) -> tuple[int, ...]:
             break
         numbers.append(int(digits))
     return tuple(numbers)
-
-
-def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
-    """The present Triton versions, the wanted one first, then by numeric distance (of two equally far the newer)."""
-
-    def number(version: str) -> int:
-        major, minor, patch = (*version_numbers(version), 0, 0, 0)[:3]
-        return (major * 1000 + minor) * 1000 + patch
-
-    target = number(wanted)
-    return sorted(present, key=lambda version: (version != wanted, abs(number(version) - target), -number(version)))
-
-
-def _octaves(a: int, b: int) -> float:
-    """How far apart two sizes are, as a ratio of at least 1."""
-    return max(a, b) / min(a, b)
-
-
-def nearest(key: Key, present: Iterable[Key], usable: Callable[[Key], bool]) -> tuple[Key, str] | None:
-    """The stored key whose row serves `key`, and the step of the fallback that found it; None if none may serve.
-
-    Only keys of the same operation, dimensions and rank are asked, in this order: exact, the other 16-bit dtype,
-    the nearest segment bucket, the nearest chunk size. `usable` says whether the device can run that key's row here.
-    """
-    halves = {"float16", "bfloat16"}
-
-    def serves(other: Key) -> bool:
-        same_shape = other[:5] == key[:5]
-        return same_shape and (other.dtype == key.dtype or {other.dtype, key.dtype} == halves)
-
-    def distance(other: Key) -> tuple[object, ...]:
-        return (
-            _octaves(other.chunk_size, key.chunk_size),
-            _octaves(other.segment_bucket, key.segment_bucket),
-            other.dtype != key.dtype,
-            other,
-        )
-
-    for other in sorted(filter(serves, present), key=distance):
-        if usable(other):
-            if other.chunk_size != key.chunk_size:
-                return other, f"nearest chunk size ({other.chunk_size})"
-            if other.segment_bucket != key.segment_bucket:
-                return other, f"nearest segment bucket ({other.segment_bucket})"
-            return other, "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
-    return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from csgmv import dispatch, rules, workload
+from csgmv import dispatch, fallback, rules, workload
 from csgmv.models import LayerShape
 from csgmv.segments import Segments
 
@@ -96,8 +96,8 @@ class Plan:
         for key, batch in guests:
             if key in own:
                 own[key].append(batch)
-            elif served := rules.nearest(key, shapes.get(key._replace(segment_bucket=1), ()), lambda _: True):
-                strangers.setdefault(served[0], []).append(batch)
+            elif servers := fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ())):
+                strangers.setdefault(servers[0], []).append(batch)
         return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
     def _opens(self, batch: Batch) -> bool:

@@ -1,0 +1,154 @@
+"""Chosen rows → what keys would lose without their own: the fallback, judged without a GPU by what was measured."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from codegen.choose import Choice, Target
+from codegen.defaults import on_average
+from codegen.source import fallback, records, rules
+
+
+class Regret(NamedTuple):
+    """One key without its own row.
+
+    Attributes:
+        left_out: what the tables were made without: one of WAYS.
+        result: what was measured at the key.
+        served: what the fallback found instead.
+        loss: the share of its own row's time that a launch takes longer; None where what it got was not measured here.
+    """
+
+    left_out: str
+    result: records.Result
+    served: fallback.Served
+    loss: float | None
+
+    @property
+    def step(self) -> str:
+        """The step of the fallback by itself: "nearest rank" without the rank that was nearest."""
+        return self.served.step.partition(" (")[0]
+
+
+def _place(result: records.Result) -> tuple[Target, rules.Key]:
+    return (result.gpu, result.triton), result.key
+
+
+def _dimensions(result: records.Result) -> Hashable:
+    return result.key._replace(max_rank=0, dtype="", chunk_size=0, segment_bucket=0)
+
+
+# With a key everything goes that has this in common with it. So dimensions go with all their ranks and batches, on
+# every GPU; a rank with all dimensions that have it. An architecture's defaults are made without what is left out.
+WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
+    "key": _place,
+    "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
+    "rows": lambda result: (result.key.op, fallback.most_rows(result.key)),
+    "dimensions": _dimensions,
+    "rank": lambda result: (result.key.op, result.key.max_rank),
+    "Triton version": lambda result: (result.gpu, result.triton),
+    "GPU": lambda result: result.gpu,
+    "all rows": _dimensions,  # only the architecture's default remains
+    "everything": lambda _: None,
+}
+
+
+class _Left:
+    """What the codegen would make of the results that are left."""
+
+    def __init__(self, choice: Choice, rest: Sequence[records.Result], *, with_rows: bool) -> None:
+        rows: dict[Target, dict[fallback.Fields, rules.Row | None]] = defaultdict(dict)
+        for target, key in map(_place, rest if with_rows else ()):
+            rows[target][key] = choice.table[target][key]
+        self._rest, self._tables = rest, fallback.Tables(rows, choice.gpus)
+
+    def serve(self, key: rules.Key, where: fallback.Target) -> fallback.Served:
+        """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""
+        served = fallback.serve(key, where, self._tables)
+        if served.source is None and not self._tables.defaults:
+            self._tables = self._tables._replace(defaults=on_average(self._rest))
+            served = fallback.serve(key, where, self._tables)
+        return served
+
+
+def _target(choice: Choice, result: records.Result) -> fallback.Target:
+    limits = rules.LIMITS.get(result.architecture, rules.UNLIMITED)
+    return fallback.Target(result.gpu, result.triton, limits, *choice.gpus[result.gpu])
+
+
+def _loss(choice: Choice, result: records.Result, borrowed: rules.Row | None) -> float | None:
+    """See Regret."""
+    target, key = _place(result)
+    slowdowns = records.slowdowns(result)
+    default = result.default and result.default.row
+    slowdown, own = (slowdowns.get(row or default or ()) for row in (borrowed, choice.table[target][key]))
+    return None if slowdown is None or own is None else slowdown / own - 1
+
+
+def regrets(choice: Choice) -> Iterator[Regret]:
+    """Every key's regret for every way of leaving out.
+
+    A Triton version or a GPU is left out where another one of the same architecture remains.
+    """
+    for way, in_common in WAYS.items():
+        groups: dict[Hashable, list[records.Result]] = defaultdict(list)
+        for result in choice.results:
+            groups[in_common(result)].append(result)
+        for common, group in groups.items():
+            rest = [result for result in choice.results if in_common(result) != common]
+            if way in ("Triton version", "GPU") and group[0].architecture not in {other.architecture for other in rest}:
+                continue
+            left = _Left(choice, rest, with_rows=way != "all rows")
+            for result in group:
+                served = left.serve(result.key, _target(choice, result))
+                yield Regret(way, result, served, _loss(choice, result, served.row))
+
+
+def _percent(loss: float) -> str:
+    return f"{100 * loss:.1f} %"
+
+
+def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
+    losses = sorted(regret.loss for regret in found if regret.loss is not None)
+    known = [statistics.median(losses), losses[-(-95 * len(losses) // 100) - 1], losses[-1]] if losses else []
+    figures = [_percent(loss) for loss in known] or ["-"] * 3
+    return [*name, str(len(found)), str(len(found) - len(losses)), *figures]
+
+
+def _said(key: rules.Key) -> str:
+    sizes = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
+    return f"{key.op} {sizes}, {key.dtype}, chunk size {key.chunk_size}, {key.segment_bucket} segments"
+
+
+def _story(regret: Regret) -> Iterator[str]:
+    source, loss = regret.served.source, regret.loss
+    assert source is not None
+    assert loss is not None
+    yield f"{_percent(loss):>8}  {_said(regret.result.key)} (left out: {regret.left_out})"
+    yield f"{'':10}{regret.step}, from {_said(source)}: {regret.served.row}"
+
+
+def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:
+    """Lines for people: losses by what was left out, operation and step; and of borrowed rows those that lose most."""
+    found = list(found)
+    header = ["left out", "operation", "step", "keys", "unmeasured", "median", "95 %", "worst"]
+    rows: list[list[str]] = []
+    for way, of_way in itertools.groupby(found, key=lambda regret: regret.left_out):
+        steps: dict[tuple[str, str], list[Regret]] = defaultdict(list)
+        for regret in of_way:
+            steps[regret.result.key.op, regret.step].append(regret)
+            steps["all", ""].append(regret)
+        rows += [
+            _summary([way, *step], steps[step]) for step in sorted(steps, key=lambda step: (step[0] == "all", step))
+        ]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    for row in [header, *rows]:
+        yield "  ".join(f"{cell:<{w}}" if i < 3 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))
+    borrowed = [regret for regret in found if regret.loss is not None and regret.served.source is not None]
+    yield f"\nThe {worst} borrowed rows that lose most:"
+    for regret in sorted(borrowed, key=lambda regret: -(regret.loss or 0.0))[:worst]:
+        yield from _story(regret)

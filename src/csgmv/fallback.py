@@ -1,0 +1,200 @@
+"""Which row of the table serves a key that has none of its own; `refit` has what becomes of the row on its way there.
+
+Standard library only, like `rules`, and for the same reason: dispatch asks this at run time, and the codegen asks it
+what a key would get whose own row it leaves out.
+
+    serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
+    lenders     a key, those that have rows → which are asked for theirs, in order
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from . import refit, rules
+from .rules import Key, Row
+
+Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
+Rows = Mapping[Fields, "Row | None"]
+_HALVES = {"float16", "bfloat16"}
+
+
+class Tables(NamedTuple):
+    """What the codegen generates for launch configs.
+
+    Attributes:
+        rows: by GPU and Triton version, the row of each key; None where nothing beat the built-in default.
+        gpus: each GPU's architecture (its compute capability, "9.0") and number of streaming multiprocessors.
+        defaults: by architecture and operation, the row that is best on average, for each of some numbers of rows.
+    """
+
+    rows: Mapping[tuple[str, str], Rows]
+    gpus: Mapping[str, tuple[str, int]] = {}
+    defaults: Mapping[str, Mapping[str, Mapping[int, Row]]] = {}
+
+
+class Target(NamedTuple):
+    """What launches on a device are looked up under, and what it can run.
+
+    An empty `architecture` is like none that the tables have: nothing is borrowed for it from other GPUs.
+    """
+
+    gpu: str
+    triton: str
+    limits: rules.Limits
+    architecture: str = ""
+    sm_count: int = 0
+
+
+class Served(NamedTuple):
+    """What a key gets.
+
+    Attributes:
+        row: that the target can run; None for the built-in default.
+        step: of the fallback, e.g. "exact", "nearest segment bucket (8)", "default".
+        source: the key that the row is stored under, GPU and Triton version that it was tuned on; None for defaults.
+    """
+
+    row: Row | None
+    step: str
+    source: Key | None = None
+    gpu: str | None = None
+    triton: str | None = None
+
+
+def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
+    """The present Triton versions, the wanted one first, then by numeric distance (of two equally far the newer)."""
+
+    def number(version: str) -> int:
+        major, minor, patch = (*rules.version_numbers(version), 0, 0, 0)[:3]
+        return (major * 1000 + minor) * 1000 + patch
+
+    target = number(wanted)
+    return sorted(present, key=lambda version: (version != wanted, abs(number(version) - target), -number(version)))
+
+
+def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The target's own GPU, then the others of its architecture by number of SMs (of two equally far the larger)."""
+    alike = [name for name, (architecture, _) in gpus.items() if architecture == where.architecture]
+    count = {name: gpus[name][1] for name in alike if name != where.gpu}
+    return [where.gpu, *sorted(count, key=lambda name: (abs(count[name] - where.sm_count), -count[name], name))]
+
+
+# How far apart two keys are, in octaves of each size; the weights are what `python -m codegen --regret` found to lose
+# least. Rows and segments decide most, since tiles and programs follow from them; too few programs cost more than too
+# many, so a row tuned to fewer rows is further away.
+_FEWER_ROWS = 1.5
+_WEIGHTS = {"rank": 1.0, "columns": 0.5, "input_dim": 0.5, "width": 0.25}
+NEAR = 3.0  # of two batches: beyond this, another Triton version that knows the layer is asked first
+REACH = 4  # octaves of any one of _WEIGHTS, beyond which nothing is borrowed
+
+
+def most_rows(key: Key) -> int:
+    """The rows of a batch whose segments, as many as the key's bucket says, are all full."""
+    return key.chunk_size * key.segment_bucket
+
+
+def batch_distance(key: Key, other: Key) -> float:
+    """How far apart two keys' batches are."""
+    rows = refit.octaves(most_rows(key), most_rows(other))
+    return max(rows, -_FEWER_ROWS * rows) + abs(refit.octaves(key.segment_bucket, other.segment_bucket))
+
+
+def _sizes(key: Key) -> dict[str, int]:
+    """What of a key's layer decides its best config."""
+    sizes = {"rank": key.max_rank}
+    if key.op != "expand":
+        sizes |= {"columns": key.num_slices * key.max_rank, "input_dim": key.input_dim}
+    if key.op != "shrink":
+        sizes["width"] = sum(key.slice_widths)
+    return sizes
+
+
+def layer_distance(key: Key, other: Key) -> float:
+    """How far apart two keys of one operation are in dimensions and rank; infinite beyond REACH."""
+    sizes, others = _sizes(key), _sizes(other)
+    apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
+    return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
+
+
+def distance(key: Key, other: Key) -> float:
+    """How far apart two keys of one operation are; infinite for what nothing is borrowed from."""
+    halves = key.dtype in _HALVES and other.dtype in _HALVES
+    return batch_distance(key, other) + layer_distance(key, other) if halves or key.dtype == other.dtype else math.inf
+
+
+def _step(key: Key, other: Key) -> str:
+    """What is different about the key that served."""
+    if other[:5] != key._replace(max_rank=other.max_rank)[:5]:
+        sizes = other.op, other.input_dim, other.slice_widths, other.num_slices, other.max_rank
+        return f"nearest dimensions ({rules.dimensions(*sizes)})"
+    if other.max_rank != key.max_rank:
+        return f"nearest rank ({other.max_rank})"
+    if other.chunk_size != key.chunk_size:
+        return f"nearest chunk size ({other.chunk_size})"
+    if other.segment_bucket != key.segment_bucket:
+        return f"nearest segment bucket ({other.segment_bucket})"
+    return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
+
+
+def lenders(key: Key, present: Collection[Fields]) -> list[Key]:
+    """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
+
+    Args:
+        key: what is launched; itself the first if present.
+        present: the keys that there are.
+    """
+    asked = (Key._make(other) for other in present if other[0] == key.op)
+    apart = ((distance(key, other), other.dtype != key.dtype, other) for other in asked)
+    return [other for by, _, other in sorted(apart) if by < math.inf]
+
+
+def _knows(key: Key, other: Key) -> bool:
+    return other[:5] == key[:5] and batch_distance(key, other) <= NEAR
+
+
+def serve(key: Key, where: Target, tables: Tables) -> Served:
+    """The row that a key gets on a device.
+
+    The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
+    nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
+    architecture's default for about as many rows, or else the built-in one.
+    """
+    if key in tables.rows.get((where.gpu, where.triton), ()) and (
+        served := _served(key, where, tables, key, where.gpu, where.triton)
+    ):
+        return served
+    for gpu in nearest_gpus(where, tables.gpus):
+        versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
+        asked = {version: lenders(key, tables.rows[gpu, version]) for version in versions}
+        knowing = [version for version in versions if any(_knows(key, other) for other in asked[version])]
+        for version in dict.fromkeys(knowing + versions):
+            for source in asked[version]:
+                if served := _served(key, where, tables, source, gpu, version):
+                    return served
+    for row in _defaults(key, where, tables):
+        if lent := refit.default(row, key, where.limits):
+            return Served(lent, f"default of architecture {where.architecture}")
+    return Served(None, "default")
+
+
+def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:
+    """What one stored row is to a key; None where it does not fit the device.
+
+    That the default was best is an answer for the very key, in either 16-bit dtype, and says little of others.
+    """
+    row = tables.rows[gpu, version][source]
+    lent = row and refit.adapted(row, source, key, where.limits)
+    if lent is None and (row is not None or source._replace(dtype=key.dtype) != key):
+        return None
+    elsewhere = [f"GPU {gpu}"] * (gpu != where.gpu) + [f"Triton {version}"] * (version != where.triton)
+    return Served(lent, ", ".join([*elsewhere, _step(key, source)]), source, gpu, version)
+
+
+def _defaults(key: Key, where: Target, tables: Tables) -> Iterator[Row]:
+    """The architecture's defaults for an operation, that for the nearest number of rows first; float32 has none."""
+    by_rows = tables.defaults.get(where.architecture, {}).get(key.op, {}) if key.dtype in _HALVES else {}
+    for rows in sorted(by_rows, key=lambda rows: (abs(refit.octaves(most_rows(key), rows)), rows)):
+        yield by_rows[rows]

@@ -1,0 +1,105 @@
+"""A row of the table as another key can use it: the one place where rows are cut to other dimensions and ranks.
+
+Standard library only, like `rules`, and for the same reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from . import rules
+from .rules import Key, Row
+
+
+def octaves(size: int, other: int) -> float:
+    """By how many doublings `other` is larger than `size`; a size of 0 counts as 1."""
+    return math.log2(max(other, 1) / max(size, 1))
+
+
+def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
+    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long."""
+    columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
+    split_k = row["split_k"]
+    if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
+        split_k = int(split_k * 2.0 ** int(octaves(source.input_dim, key.input_dim)))
+    row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
+    if row["block_n"] * row["column_tiles"] >= had != columns:
+        block_n = min(max(1 << columns.bit_length() - 1, 16), 128)  # the last tile takes what is left
+        yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}
+    block_n = min(row["block_n"], max(16, rules.power_of_two(columns)))
+    yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
+
+
+WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
+
+
+def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
+    """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
+    widest, column_tiles = max(key.slice_widths), row["column_tiles"]
+    if column_tiles > 1:
+        column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
+    block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
+    row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
+    had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
+    whole = row["block_k"] >= source.max_rank
+    if whole and depth <= max(had, WHOLE_RANK):
+        # Weights may wait in registers, so their tile gets no larger.
+        yield {**row, "block_n": min(row["block_n"], max(16, row["block_n"] * had // depth)), "block_k": depth}
+    block_k, num_stages = min(row["block_k"], depth, WHOLE_RANK if depth > had else depth), row["num_stages"]
+    if block_k >= depth and not whole:
+        num_stages = 1  # no steps are left to be pipelined
+    elif block_k < depth and whole:
+        num_stages = max(num_stages, 2)
+    yield {**row, "block_k": block_k, "num_stages": num_stages}
+
+
+_FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}  # of a kernel's fields, those liked best first
+
+
+def _block_m(block_m: int, source: Key, key: Key) -> int:
+    """Rows of a tile: one that held no more than a segment does not take neighbours in where segments are shorter."""
+    return rules.row_tile(block_m, key.chunk_size) if rules.group_size(block_m, source.chunk_size) == 1 else block_m
+
+
+def _depths(num_stages: int) -> range:
+    """This many stages and fewer; where there was a pipeline there is one of two at least."""
+    return range(num_stages, min(num_stages, 2) - 1, -1)
+
+
+def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+    """The first form of a row that fits. One that takes too much is tried with fewer stages, down to a pipeline of two,
+    before the next one is; then all of them without a pipeline.
+    """
+    fields: dict[str, rules.ConfigValue] = {}
+    for op, prefix, part in rules.parts(key.op, row):
+        part["block_m"] = _block_m(part["block_m"], source, key)
+        forms = list(_FORMS[op](part, source, key))
+        depths = [(form, depth) for form in forms for depth in _depths(form["num_stages"])]
+        there, names = key._replace(op=op), rules.FIELD_NAMES[op]
+        for form, depth in depths + [(form, 1) for form in forms]:
+            tried = form | {"num_stages": depth}
+            if not rules.resource_fault([tried[name] for name in names], there, limits):
+                fields |= {prefix + name: value for name, value in tried.items()}
+                break
+        else:
+            return None
+    whole = dict(zip(rules.FIELD_NAMES[key.op], row)) | fields
+    if whole.get("overlap") and not limits.programmatic_launch:
+        whole["overlap"] = False
+    return tuple(whole.values())
+
+
+def default(row: Row, key: Key, limits: rules.Limits) -> Row | None:
+    """An architecture's default as a key can use it: it is for any dimensions, and not from the largest ranks."""
+    return _cut(row, key._replace(max_rank=min(key.max_rank, WHOLE_RANK)), key, limits)
+
+
+def adapted(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+    """A row of one key as another of the same operation can use it; None where the device can run no form of it.
+
+    For its own key, in either 16-bit dtype, it stays as it was measured.
+    """
+    if source._replace(dtype=key.dtype) != key:
+        return _cut(row, source, key, limits)
+    return row if rules.resource_fault(row, key, limits) is None else None

@@ -1,0 +1,143 @@
+"""What keys lose that have to borrow: left out in turn, and judged by what was measured at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codegen.__main__ import main
+from codegen.choose import choose
+from codegen.collect import Found
+from codegen.regret import WAYS, Regret, regrets, report
+from codegen.source import records
+from fabricated import BETTER, document, finalist, put, record
+
+OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
+    input_dim: [32, 32, 128, 2, 1, 4, stages, None] for stages, input_dim in enumerate((512, 1024, 4096), start=2)
+}
+
+
+def layer(
+    input_dim: int, others: dict[int, float], screened: dict[int, float] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A file of one key: 20 µs with its own row, these with other layers' at length or in screening, 30 by default."""
+    times = {input_dim: 20.0, **others}
+    impressions = {input_dim: 22.0, **others, **(screened or {})}
+    made = record(
+        finalists=[finalist(OWN[dim], us) for dim, us in times.items()],
+        candidates=[[OWN[dim], us, 12, False] for dim, us in impressions.items()],
+    )
+    return document(made, input_dim=input_dim, **more)
+
+
+LAYERS = [
+    layer(512, {1024: 25.0}),
+    layer(1024, {}, {512: 33.0}),
+    layer(4096, {512: 60.0}),
+]
+
+
+def judged(*contents: dict[str, Any]) -> list[Regret]:
+    assert not any(map(records.faults, contents))
+    found = [Found("a.json", result) for content in contents for result in records.results(content)]
+    return list(regrets(choose(found)))
+
+
+def losses(found: list[Regret], way: str) -> dict[int, float | None]:
+    """By input_dim."""
+    return {one.result.key.input_dim: one.loss for one in found if one.left_out == way}
+
+
+def test_a_key_is_judged_by_what_was_measured_there() -> None:
+    """At length, else in screening as compared with its own row's; what was not measured is not made up."""
+    found = judged(*LAYERS)
+    assert losses(found, "key") == {512: 0.25, 1024: 0.5, 4096: None}
+    borrowed = {one.result.key.input_dim: one.served for one in found if one.left_out == "key"}
+    assert {dim: served.source and served.source.input_dim for dim, served in borrowed.items()} == {
+        512: 1024,
+        1024: 512,
+        4096: 1024,
+    }
+    assert losses(found, "everything") == dict.fromkeys(OWN, 0.5)
+
+
+def test_nothing_of_what_is_left_out_stays() -> None:
+    """Dimensions go with their other ranks and dtypes, a rank with other dimensions, a batch with all layers."""
+    twins = [layer(1024, {}, max_rank=32), layer(1024, {}, dtype="float16"), layer(1024, {}, triton="3.5.1")]
+    found = [one for one in judged(*LAYERS, *twins) if one.served.source is not None]
+    shared = {
+        "key": lambda one: (one.result.gpu, one.result.triton, one.result.key),
+        "dimensions": lambda one: one.result.key.input_dim,
+        "rank": lambda one: one.result.key.max_rank,
+        "Triton version": lambda one: one.result.triton,
+    }
+    lent = {
+        "key": lambda one: (one.served.gpu, one.served.triton, one.served.source),
+        "dimensions": lambda one: one.served.source.input_dim,
+        "rank": lambda one: one.served.source.max_rank,
+        "Triton version": lambda one: one.served.triton,
+    }
+    for way, of in shared.items():
+        judges = [one for one in found if one.left_out == way]
+        assert judges
+        assert all(of(one) != lent[way](one) for one in judges)
+    assert not any(one.left_out in ("batch", "rows", "all rows", "everything") for one in found)
+
+
+def test_the_step_is_named_without_what_it_found() -> None:
+    """So that it can be counted."""
+    steps = {(one.left_out, one.step) for one in judged(*LAYERS)}
+    assert ("dimensions", "nearest dimensions") in steps
+    assert ("all rows", "default of architecture 9.0") in steps
+    assert ("everything", "default") in steps
+
+
+def test_an_architecture_s_default_is_made_without_the_dimensions_left_out() -> None:
+    """Else the row that was measured best there would be judged there."""
+    found = [one for one in judged(*LAYERS) if one.left_out == "all rows"]
+    assert {one.result.key.input_dim for one in found} == set(OWN)
+    assert all(one.served.row != tuple(OWN[one.result.key.input_dim]) for one in found)
+
+
+def test_a_version_is_left_out_only_where_another_remains() -> None:
+    """Of the same architecture; a GPU likewise."""
+    assert {one.left_out for one in judged(*LAYERS)} == WAYS.keys() - {"Triton version", "GPU"}
+    other = layer(1024, {}, triton="3.5.1", gpu="NVIDIA H100")
+    assert {one.left_out for one in judged(*LAYERS, other)} == WAYS.keys()
+    other["runs"][0]["compute_capability"] = "8.0"
+    assert {one.left_out for one in judged(*LAYERS, other)} == WAYS.keys() - {"Triton version", "GPU"}
+
+
+def test_a_row_that_the_table_does_not_have_is_measured_against_the_default() -> None:
+    """A key at which nothing beat the default loses what a borrowed row takes longer than the default."""
+    flat = document(
+        record(tuned_us=29.95, candidates=[[OWN[1024], 59.9, 12, False], [BETTER, 29.95, 12, False]]), input_dim=512
+    )
+    assert losses(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(59.9 / 30.0 - 1, rel=0.01)
+
+
+def test_the_report_sums_up_by_step_and_tells_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unmeasured keys are counted apart; the built-in default, which is not borrowed, is in no list of the worst."""
+    for index, content in enumerate(LAYERS):
+        put(tmp_path, f"configs/{index}.json", content)
+    out = tmp_path / "table.py"
+    assert main(["--configs", str(tmp_path / "configs"), "--out", str(out), "--regret"]) == 0
+    assert not out.exists()
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("key ") and "shrink" in line)
+    assert " ".join(line.split()) == "key shrink nearest dimensions 3 1 37.5 % 50.0 % 50.0 %"
+    at = lines.index("The 10 borrowed rows that lose most:")
+    worst = lines[at + 1 :]
+    assert worst[0] == "  50.0 %  shrink 1024 → 3·64, bfloat16, chunk size 16, 8 segments (left out: key)"
+    assert worst[1].strip() == (
+        f"nearest dimensions, from shrink 512 → 3·64, bfloat16, chunk size 16, 8 segments: {tuple(OWN[512])}"
+    )
+    assert not any("default" in line for line in worst)
+
+
+def test_the_report_lists_no_more_than_it_is_asked_for() -> None:
+    """Two lines a key."""
+    lines = list(report(judged(*LAYERS), worst=1))
+    assert len(lines) - lines.index("\nThe 1 borrowed rows that lose most:") == 3

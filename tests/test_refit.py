@@ -1,0 +1,139 @@
+"""Rows cut to other dimensions and ranks: what they keep, and that they fit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from csgmv import refit, rules
+from csgmv.rules import Key, Row
+
+LIMITS = rules.LIMITS["9.0"]
+SHRINK = Key("shrink", 1024, (), 64, 3, "bfloat16", 64, 32)
+EXPAND = Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 64, 32)
+ADD_LORA = Key("add_lora", 1024, (2048, 1024, 1024), 64, 3, "bfloat16", 64, 32)
+SHRINK_ROW: Row = (64, 64, 64, 2, 2, 4, 3, None)
+EXPAND_ROW: Row = (64, 64, 64, 8, 4, 4, None, True)
+ROWS: dict[str, Row] = {
+    "shrink": SHRINK_ROW,
+    "expand": EXPAND_ROW,
+    "add_lora": (*SHRINK_ROW, *EXPAND_ROW, True),
+}
+
+
+def fields(key: Key, source: Key, limits: rules.Limits = rules.UNLIMITED, **given: Any) -> dict[str, Any]:
+    """The fields of the source's row, but for those given, as the key gets them."""
+    named = dict(zip(rules.FIELD_NAMES[source.op], ROWS[source.op])) | given
+    row = refit.adapted(tuple(named.values()), source, key, limits)
+    assert row is not None
+    assert rules.config_fault(key.op, row) is None
+    assert rules.resource_fault(row, key, limits) is None
+    return dict(zip(rules.FIELD_NAMES[key.op], row))
+
+
+def test_a_row_of_the_same_key_stays_as_it_was_measured() -> None:
+    """Even where another would say the same in fewer tiles."""
+    row: Row = (64, 64, 64, 4, 1, 4, 2, None)
+    for dtype in ("bfloat16", "float16"):
+        assert refit.adapted(row, SHRINK, SHRINK._replace(dtype=dtype), rules.UNLIMITED) == row
+
+
+@pytest.mark.parametrize(
+    ("slices", "rank", "block_n", "column_tiles"),
+    [(1, 64, 64, 1), (2, 128, 128, 2), (3, 32, 32, 3), (3, 64, 64, 3), (4, 256, 128, 8), (1, 8, 16, 1), (3, 16, 16, 3)],
+)
+def test_a_tile_of_all_columns_stays_one(slices: int, rank: int, block_n: int, column_tiles: int) -> None:
+    """Whatever their number, in tiles of which none is in part empty."""
+    source = SHRINK._replace(num_slices=1, max_rank=128)
+    got = fields(SHRINK._replace(num_slices=slices, max_rank=rank), source, block_m=16)
+    assert (got["block_n"], got["column_tiles"]) == (block_n, column_tiles)
+
+
+def test_a_tile_of_all_columns_is_cut_where_it_does_not_fit() -> None:
+    """First come fewer stages, then a tile of as many columns as before, sooner than no pipeline at all."""
+    source = SHRINK._replace(num_slices=1, max_rank=128)
+    got = fields(SHRINK._replace(max_rank=128), source, LIMITS, block_k=128, num_stages=4)
+    assert (got["block_n"] * got["column_tiles"], got["num_stages"]) == (384, 2)
+    got = fields(SHRINK._replace(max_rank=128), source, LIMITS, block_k=256, num_stages=3)
+    assert (got["block_n"] * got["column_tiles"], got["num_stages"]) == (128, 2)
+
+
+@pytest.mark.parametrize(
+    ("input_dim", "split_k"), [(512, 2), (1024, 4), (1536, 4), (2048, 8), (4096, 16), (64, 1), (60, 1)]
+)
+def test_parts_of_input_dim_stay_about_as_long(input_dim: int, split_k: int) -> None:
+    """By whole octaves, and none without a step of its own; what was whole stays whole."""
+    key = SHRINK._replace(input_dim=input_dim)
+    assert fields(key, SHRINK, split_k=4)["split_k"] == split_k
+    assert fields(key, SHRINK, split_k=1)["split_k"] == 1
+
+
+def test_there_are_no_more_parts_than_a_config_may_have() -> None:
+    """However much longer input_dim is."""
+    assert fields(SHRINK._replace(input_dim=1 << 14), SHRINK, split_k=16)["split_k"] == 64
+
+
+@pytest.mark.parametrize(
+    ("rank", "block_k", "got"),  # block_n, block_k, num_stages by rank
+    [
+        (64, 64, {8: (64, 16, 1), 16: (64, 16, 1), 48: (64, 64, 1), 128: (32, 128, 1), 256: (64, 64, 2)}),
+        (256, 256, {64: (64, 64, 1), 200: (64, 256, 1)}),
+        (64, 32, {8: (64, 16, 1), 32: (64, 32, 1), 48: (64, 32, 4), 256: (64, 32, 4)}),
+    ],
+)
+def test_the_whole_rank_at_once_stays_that(rank: int, block_k: int, got: dict[int, tuple[int, ...]]) -> None:
+    """Up to 128, with tiles of weights no larger than before; beyond, it is taken in steps, with a pipeline over them.
+
+    Steps stay steps, and keep their pipeline, as long as there are two.
+    """
+    source = EXPAND._replace(max_rank=rank)
+    for other, wanted in got.items():
+        found = fields(source._replace(max_rank=other), source, block_k=block_k, num_stages=4 if block_k < rank else 1)
+        assert (found["block_n"], found["block_k"], found["num_stages"]) == wanted, other
+
+
+@pytest.mark.parametrize(
+    ("widths", "block_n", "column_tiles"),
+    [((6144,), 64, 12), ((2048, 2048), 64, 8), ((1024,), 64, 2), ((40, 8), 64, 1), ((12, 4), 16, 1), ((0, 0), 16, 1)],
+)
+def test_programs_of_several_tiles_stay_about_as_many(widths: tuple[int, ...], block_n: int, column_tiles: int) -> None:
+    """No tile is wider than the widest slice; a program of one tile stays one."""
+    key = EXPAND._replace(slice_widths=widths, num_slices=len(widths))
+    got = fields(key, EXPAND)
+    assert (got["block_n"], got["column_tiles"]) == (block_n, column_tiles)
+    assert fields(key, EXPAND, column_tiles=1)["column_tiles"] == 1
+
+
+@pytest.mark.parametrize(
+    ("block_m", "chunk_size", "got"), [(64, 16, 16), (32, 16, 16), (128, 16, 128), (64, 128, 64), (16, 32, 16)]
+)
+def test_a_tile_within_a_segment_stays_within_one(block_m: int, chunk_size: int, got: int) -> None:
+    """Where segments are shorter; one that took several together goes on doing so."""
+    assert fields(SHRINK._replace(chunk_size=chunk_size), SHRINK, block_m=block_m)["block_m"] == got
+
+
+def test_both_parts_of_add_lora_are_cut() -> None:
+    """Each as the operation by itself would be; without programmatic launches there is no overlap."""
+    key = ADD_LORA._replace(input_dim=4096, slice_widths=(6144, 512), num_slices=2, max_rank=16, chunk_size=16)
+    whole = fields(key, ADD_LORA)
+    parts = {
+        "shrink_": fields(key._replace(op="shrink"), ADD_LORA._replace(op="shrink")),
+        "expand_": fields(key._replace(op="expand"), ADD_LORA._replace(op="expand")),
+    }
+    joined = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+    assert whole == {**joined, "overlap": True}
+    assert fields(key, ADD_LORA, rules.LIMITS["8.0"])["overlap"] is False
+
+
+def test_whatever_is_borrowed_is_well_formed_and_fits() -> None:
+    """On every architecture, for layers and ranks from the smallest to the largest; `fields` looks at each."""
+    layers = itertools.product((16, 200, 1024, 28672), ((8,), (0, 24), (6144, 1024, 1024), (28672,) * 4))
+    for (input_dim, widths), rank, limits, source in itertools.product(
+        layers, (1, 8, 48, 256), rules.LIMITS.values(), (SHRINK, EXPAND, ADD_LORA)
+    ):
+        dims = {"input_dim": input_dim * (source.op != "expand"), "slice_widths": widths * (source.op != "shrink")}
+        key = source._replace(**dims, max_rank=rank, num_slices=len(widths), chunk_size=16)
+        assert rules.key_fault(key) is None
+        fields(key, source, limits)
