@@ -42,10 +42,18 @@ def test_a_row_of_the_same_key_stays_as_it_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("slices", "rank", "block_n", "column_tiles"),
-    [(1, 64, 64, 1), (2, 128, 128, 2), (3, 32, 32, 3), (3, 64, 64, 3), (4, 256, 128, 8), (1, 8, 16, 1), (3, 16, 16, 3)],
+    [
+        (1, 64, 64, 1),
+        (2, 128, 128, 2),
+        (3, 32, 64, 2),
+        (3, 64, 128, 2),
+        (4, 256, 128, 8),
+        (1, 8, 16, 1),
+        (3, 16, 32, 2),
+    ],
 )
 def test_a_tile_of_all_columns_stays_one(slices: int, rank: int, block_n: int, column_tiles: int) -> None:
-    """Whatever their number, in tiles of which none is in part empty."""
+    """Whatever their number: the last tile takes what is left."""
     source = SHRINK._replace(num_slices=1, max_rank=128)
     got = fields(SHRINK._replace(num_slices=slices, max_rank=rank), source, block_m=16)
     assert (got["block_n"], got["column_tiles"]) == (block_n, column_tiles)

@@ -22,11 +22,12 @@ DISTRIBUTIONS = ("even", "zipf", "one")
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-5}
 
 
-def adapter_ids(distribution: str, num_tokens: int, num_adapters: int, seed: int = 0) -> list[int]:
+def adapter_ids(distribution: str, num_tokens: int, num_adapters: int, seed: int = 0, stretch: int = 1) -> list[int]:
     """The adapter of each token.
 
-    `even`: adapters take turns. `zipf`: adapter k has 1/(k+1) of adapter 0's share, in random order, and at
-    least one token if there are enough. `one`: adapter 0 has every token, the others are loaded and idle.
+    `even`: adapters take turns. `zipf`: adapter k has 1/(k+1) of adapter 0's share, in random order (of stretches of
+    tokens that stay neighbours), and at least one token if there are enough. `one`: adapter 0 has every token, the
+    others are loaded and idle.
     """
     if distribution == "one":
         return [0] * num_tokens
@@ -39,8 +40,8 @@ def adapter_ids(distribution: str, num_tokens: int, num_adapters: int, seed: int
     counts = [1 + int(spare * share / sum(shares)) for share in shares]
     counts[0] += max(0, num_tokens - sum(counts))
     ids = [adapter for adapter, count in enumerate(counts) for _ in range(count)][:num_tokens]
-    order = torch.randperm(num_tokens, generator=torch.Generator().manual_seed(seed))
-    return [ids[token] for token in order.tolist()]
+    order = torch.randperm(-(-num_tokens // stretch), generator=torch.Generator().manual_seed(seed))
+    return [adapter for at in order.tolist() for adapter in ids[at * stretch : (at + 1) * stretch]]
 
 
 def moved_bytes(

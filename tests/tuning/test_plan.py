@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 
 import pytest
@@ -80,6 +81,16 @@ def test_rows_are_gathered() -> None:
     assert sorted(ids) == sorted(list(range(4)) * 10)
     assert list(ids) not in ([i % 4 for i in range(40)], sorted(ids))
     assert ids == adapter_ids(40, 4)
+
+
+def test_the_longest_batches_are_of_prompts() -> None:
+    """Their rows are neighbours, so that adapters change rarely; those of shorter batches are in any order."""
+    changes = {
+        tokens: sum(map(operator.ne, ids, ids[1:])) for tokens in (8192, 30720) if (ids := adapter_ids(tokens, 8))
+    }
+    assert changes[8192] > 4000
+    assert 8 <= changes[30720] < 30720 // 512 + 8
+    assert len(adapter_ids(30720, 8)) == 30720
 
 
 def test_the_default_plan_has_a_few_hundred_keys_and_parts_come_first() -> None:

@@ -20,11 +20,15 @@ ADAPTERS = (1, 8, 32)  # in a batch; all its tokens have one of their own where 
 _USUAL_ADAPTERS = 8  # of several batches with as many tokens, the one nearest to this stands for them
 _RAGGED_FROM = 32  # tokens an adapter
 _APART = 4  # times the tokens from which a key's fullest batch is another case than its sparsest
+_PREFILL = 16384  # tokens from which a batch is one of prompts: stretches of _PROMPT rows have one adapter
+_PROMPT = 512
 _SHORT = 32  # tokens below which it is not: such a launch waits for latencies alone
 
 
 class Batch(NamedTuple):
-    """Rows in random order. Few an adapter are dealt evenly, as decoding requests are; many follow Zipf's law."""
+    """Rows in random order, but that prompts' rows are neighbours in the longest batches. Few rows an adapter are dealt
+    evenly, as decoding requests are; many follow Zipf's law.
+    """
 
     tokens: int
     adapters: int
@@ -140,9 +144,10 @@ def _task(key: rules.Key, own: Sequence[Batch], strangers: Sequence[Batch]) -> T
 
 @functools.lru_cache(maxsize=128)
 def adapter_ids(tokens: int, adapters: int, seed: int = 0) -> tuple[int, ...]:
-    """The adapter of each token of a Batch, in random order, so that rows have to be gathered."""
+    """The adapter of each token of a Batch: rows have to be gathered."""
     if tokens >= _RAGGED_FROM * adapters and adapters > 1:
-        return tuple(workload.adapter_ids("zipf", tokens, adapters, seed))
+        stretch = _PROMPT if tokens >= _PREFILL else 1
+        return tuple(workload.adapter_ids("zipf", tokens, adapters, seed, stretch))
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
     return tuple((order % adapters).tolist())
 
