@@ -7,7 +7,7 @@ to no segment, and columns past an adapter's rank, stay uninitialised and are ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,8 +27,7 @@ class _Plan(NamedTuple):
     offsets: tuple[int, ...]  # as they were given: the same object need not be looked at again
     splits: int
     width: int
-    stage: torch.dtype
-    device: torch.device
+    fresh: Callable[[int], torch.Tensor]  # memory for so many elements of the stage
     ordinal: int  # of the device
     shrink: ShrinkLaunch
     expand: ExpandLaunch
@@ -74,8 +73,8 @@ def _plan(
         splits=splits,
         overlap=overlap,
     )
-    stage, width = x.dtype if splits == 1 else torch.float32, num_slices * max_rank
-    return _Plan(max_rank, slice_offsets, splits, width, stage, x.device, x.get_device(), shrink, expand)
+    fresh = launch.fresh(x.dtype if splits == 1 else torch.float32, x.device)
+    return _Plan(max_rank, slice_offsets, splits, num_slices * max_rank, fresh, x.get_device(), shrink, expand)
 
 
 def add_lora(
@@ -171,7 +170,7 @@ def add_lora(
     if not (rows and segments.num_segments and offsets[-1]):
         return base_output
     on, positions = launch.stream(plan.ordinal), segments.permutation.numel()
-    stage = torch.empty((plan.splits, positions, plan.width), dtype=plan.stage, device=plan.device)
+    stage = plan.fresh(plan.splits * positions * plan.width)
     stage_pointer = stage.data_ptr()
     on = None if stage_pointer & 15 else on  # the plan's binaries take fresh memory to be aligned
     permutation, indptr, indices, ranks, _ = pointers

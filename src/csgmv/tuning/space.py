@@ -49,11 +49,17 @@ VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
 # one wave of programs, their tiles as large as registers and shared memory allow. Tried first where tiles get so full.
 SEEDS: Mapping[str, tuple[Part, ...]] = {
     "shrink": (
-        ShrinkConfig(256, 128, 64, column_tiles=2),
-        ShrinkConfig(256, 64, 64, column_tiles=3),
-        ShrinkConfig(128, 128, 64),
+        ShrinkConfig(256, 128, 64, column_tiles=2, num_warps=8, num_stages=4),
+        ShrinkConfig(256, 64, 64, column_tiles=3, num_warps=8, num_stages=4),
+        ShrinkConfig(128, 128, 64, num_warps=4, num_stages=3),
+        ShrinkConfig(128, 64, 64, num_warps=4, num_stages=4),
+        ShrinkConfig(64, 64, 128, num_warps=4, num_stages=3),
     ),
-    "expand": (ExpandConfig(64, 128, rules.MAX_RANK, column_tiles=8),),
+    "expand": (
+        ExpandConfig(64, 128, rules.MAX_RANK, column_tiles=8, num_warps=4, num_stages=3, prefetch=True),
+        ExpandConfig(64, 64, rules.MAX_RANK, column_tiles=8, num_warps=4, num_stages=4, prefetch=True),
+        ExpandConfig(128, 64, rules.MAX_RANK, column_tiles=8, num_warps=8, num_stages=4, prefetch=True),
+    ),
 }
 # Fields that the grid leaves to the walk: what goes with a tiling is one choice for all keys.
 _WALKED = ("num_warps", "num_stages", "maxnreg", "prefetch")
@@ -115,9 +121,9 @@ def _seeds(task: Task, device: Device) -> Iterator[Part]:
     if max(batch.tokens for batch in task.deciding) >= 64 * device.sm_count:
         for seed in SEEDS[task.key.op]:
             block_k = seed.block_k if task.key.op == "shrink" else rules.rank_step(seed.block_k, task.key.max_rank)
-            config = _plain(replace(seed, block_k=block_k), task.key, device.limits.shared_memory)
-            if usable(config, task, device):
-                yield config
+            config = replace(seed, block_k=block_k)
+            plain = _plain(config, task.key, device.limits.shared_memory)
+            yield from itertools.islice((one for one in (config, plain) if usable(one, task, device)), 1)
 
 
 def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[tuple[str, Part]]:
