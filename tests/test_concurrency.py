@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -66,26 +68,31 @@ def at_once(
 @pytest.mark.gpu
 def test_streams_share_no_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two streams at once, many times, by the same plans on different inputs: right, and no memory was both's."""
+    places: dict[int, set[tuple[int, int]]] = {}
+
+    def noted(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def allocated(*given: Any, **how: Any) -> torch.Tensor:
+            tensor = allocate(*given, **how)
+            at = tensor.data_ptr()
+            places.setdefault(torch.cuda.current_stream().cuda_stream, set()).add((at, at + tensor.nbytes))
+            return tensor
+
+        return allocated
+
+    fresh = launch.fresh
+    monkeypatch.setattr(torch, "empty_strided", noted(torch.empty_strided))
+    monkeypatch.setattr(launch, "fresh", lambda *kind: noted(fresh(*kind)))
+    monkeypatch.setattr(launch, "plans", {})
     batches, streams = [batch_of(seed) for seed in range(2)], [torch.cuda.Stream() for _ in range(2)]
     wanted = [results(batch) for batch in batches]
     for each in zip(batches, wanted):
         assert_right(*each)
     plans = len(launch.plans)
-    places: dict[int, set[tuple[int, int]]] = {stream.cuda_stream: set() for stream in streams}
-    empty = torch.empty
-
-    def noted(*given: object, **how: object) -> torch.Tensor:
-        tensor = empty(*given, **how)
-        at = tensor.data_ptr()
-        places[torch.cuda.current_stream().cuda_stream].add((at, at + tensor.nbytes))
-        return tensor
-
-    monkeypatch.setattr(torch, "empty", noted)
     for cycles in (1, 500_000_000):  # the second time each stream has its memory, and waits until all is queued
         for mine, (two, one) in zip(at_once(streams, batches, cycles), wanted):
             assert all(torch.equal(got[0], two) and torch.equal(got[1], one) for got in mine)
     assert len(launch.plans) == plans
-    first, second = places.values()
+    first, second = (places[stream.cuda_stream] for stream in streams)
     assert len(first) >= 2 <= len(second)  # h, and partials or stage, which may follow one another in one place
     for (start, end), (other_start, other_end) in itertools.product(first, second):
         assert end <= other_start or other_end <= start

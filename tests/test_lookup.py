@@ -83,8 +83,10 @@ def test_a_default_has_no_row(capsys):
     assert "row     none: what does best on average" in text
 
 
-def test_a_named_gpu_that_the_table_knows_is_held_to_its_architecture_s_limits(capsys):
+def test_a_named_gpu_that_the_table_knows_is_held_to_its_architecture_s_limits(capsys, monkeypatch):
     """And the output says so."""
+    elsewhere = fallback.Target("NVIDIA X100", triton.__version__, rules.UNLIMITED)
+    monkeypatch.setattr(dispatch, "target", lambda _: elsewhere)
     text = explain(capsys, *SHRINK, "--segments", "8", *H200)
     assert "not in this machine: its limits are those of architecture 9.0" in text
 

@@ -82,7 +82,7 @@ class Worker:
         self._factory, self._args = factory, args
         self._process: Any = None
         self._connection: Connection | None = None
-        self._ready = False
+        self._ready = self._killed = False
 
     def start(self) -> None:
         """Start the process without waiting until the service is built; else the first call does."""
@@ -112,16 +112,20 @@ class Worker:
             self._stop()
 
     def kill(self) -> None:
-        """End the process at once, also from another thread than the one that waits for its answer."""
+        """End the process for good and at once, also from another thread than the one that starts it or waits for it."""
+        self._killed = True
         if self._process is not None:
             self._process.kill()
 
     def _start(self) -> None:
         context = _context()
         self._connection, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, self._factory, self._args), daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=(there, self._factory, self._args), daemon=True)
+        process.start()
         there.close()
+        self._process = process  # not before: a process that has not been started cannot be killed
+        if self._killed:
+            process.kill()
         self._ready = False
 
     def _receive(self, limit: float) -> Any:
