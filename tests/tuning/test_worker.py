@@ -94,11 +94,19 @@ def test_a_worker_started_ahead_answers_like_any_other() -> None:
     assert worker.call("count", limit=SECONDS) == 11
     worker.close()
     worker.start()
-    worker.kill()
+    worker._process.kill()
     with pytest.raises(Failure, match="crashed"):
         worker.call("count", limit=SECONDS)
     assert worker.call("count", limit=SECONDS) == 11
     worker.close()
+
+
+def test_a_worker_that_was_killed_stays_so() -> None:
+    """Also where its process was only about to be started, in another thread."""
+    worker = Worker(Service, 10)
+    worker.kill()
+    with pytest.raises(Failure, match="crashed"):
+        worker.call("count", limit=SECONDS)
 
 
 def test_a_farm_starts_all_its_processes_ahead() -> None:

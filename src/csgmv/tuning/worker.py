@@ -112,7 +112,7 @@ class Worker:
             self._stop()
 
     def kill(self) -> None:
-        """End the process for good and at once, also from another thread than the one that starts it or waits for it."""
+        """End the process at once and for good, also while another thread starts it or waits for its answer."""
         self._killed = True
         if self._process is not None:
             self._process.kill()
