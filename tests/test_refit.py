@@ -145,3 +145,13 @@ def test_whatever_is_borrowed_is_well_formed_and_fits() -> None:
         key = source._replace(**dims, max_rank=rank, num_slices=len(widths), chunk_size=16)
         assert rules.key_fault(key) is None
         fields(key, source, limits)
+
+
+def test_a_register_cap_is_dropped_where_the_rank_grows() -> None:
+    """It was found for a smaller tile of h; at the same rank or a lower one it stays."""
+    source = EXPAND._replace(max_rank=64)
+    row: Row = (16, 64, 64, 1, 2, 1, 128, False)
+    for max_rank, cap in ((128, None), (64, 128), (16, 128)):
+        adapted = refit.adapted(row, source, source._replace(max_rank=max_rank, segment_bucket=1), rules.UNLIMITED)
+        assert adapted is not None
+        assert dict(zip(rules.FIELD_NAMES["expand"], adapted))["maxnreg"] == cap

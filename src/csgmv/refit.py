@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from . import rules
 from .rules import Key, Row
@@ -34,7 +35,7 @@ def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
 WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
 
 
-def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
+def _expand_forms(row: dict[str, Any], source: Key, key: Key) -> Iterator[dict[str, Any]]:
     """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
     widest, column_tiles = max(key.slice_widths), row["column_tiles"]
     if column_tiles > 1:
@@ -42,6 +43,8 @@ def _expand_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
     row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
     had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
+    if depth > had:
+        row = {**row, "maxnreg": None}  # a cap that a smaller rank's h was well under
     whole = row["block_k"] >= source.max_rank
     if whole and depth <= max(had, WHOLE_RANK):
         # Weights may wait in registers, so their tile gets no larger.
