@@ -165,8 +165,16 @@ def batch_kind(segments: Segments) -> tuple[tuple[Any, ...], tuple[int, int, int
     """What checks, config and binaries depend on of a batch, and pointers to its tensors in the kernels' order.
 
     Left out, so that batches of any size share a plan: num_segments but for its bucket, num_tokens, the length of
-    `permutation`; and least_tokens and largest_rank, which wrappers compare on each call.
+    `permutation`; and least_tokens and largest_rank, which wrappers compare on each call. What is not left out stays as
+    it is as long as the Segments do, so it is read once.
     """
+    kind = segments._kind
+    if kind is None:
+        kind = segments._kind = _read_batch_kind(segments)
+    return kind
+
+
+def _read_batch_kind(segments: Segments) -> tuple[tuple[Any, ...], tuple[int, int, int, int, int]]:
     permutation, indptr, indices = segments.permutation, segments.seg_indptr, segments.weight_indices
     ranks, scalings = segments.lora_ranks, segments.scalings
     pointers = (

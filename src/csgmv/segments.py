@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ class Segments:
     of rank 0, are in no segment, so that no kernel touches them.
 
     Build one with `from_sequences` or `from_tokens`; for CUDA graphs `allocate` one and refill it with
-    `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked.
+    `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked. What
+    tensors hold may change; the tensors, chunk_size and num_segments may not.
 
     Attributes:
         permutation: int32 [rows]; what stands past position seg_indptr[-1] is unspecified.
@@ -53,6 +55,7 @@ class Segments:
     largest_rank: int = 0
     _buffer: torch.Tensor | None = None  # what the five tensors are `_parts` of, if they are
     _refillable: bool = False
+    _kind: tuple[Any, Any] | None = field(default=None, init=False)  # see `arguments.batch_kind`
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
