@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -94,15 +96,22 @@ def test_more_segments_than_are_looked_at_in_one_step() -> None:
 def test_deal(chunk_size: int, block_m: int, dealt: tuple[int, int, int]) -> None:
     """150 rows of one of three slots: segments of a group, programs for groups and for runs within, tiles of a run."""
     segments = Segments.from_sequences([150], [0], [8, 8, 8], [1.0] * 3, chunk_size=chunk_size, device="cpu")
+    assert segments.active_adapters == 1
+    segments = dataclasses.replace(segments, active_adapters=0)  # as where the host does not know
     group, programs, row_tiles = dealt
     assert rules.group_size(block_m, chunk_size) == group
     assert tiles.deal(segments, group, block_m) == (programs, row_tiles)
     assert programs * row_tiles * block_m >= 150
 
 
-def test_one_slot_has_no_runs_within_a_group() -> None:
-    """Nor does a batch without segments."""
-    one = Segments.from_sequences([150], [0], [8], [1.0], chunk_size=16, device="cpu")
-    assert tiles.deal(one, 4, 64) == (3, 1)
+def test_one_adapter_has_no_runs_within_a_group() -> None:
+    """Whether it has the only slot, or the host knows that it is the only one with rows; nor have none any."""
+    for slots in (1, 7):
+        one = Segments.from_sequences([150], [0], [8] * slots, [1.0] * slots, chunk_size=16, device="cpu")
+        assert tiles.deal(one, 4, 64) == (3, 1)
+    allocated = Segments.allocate(150, 3, chunk_size=16, device="cpu")
+    before = tiles.deal(allocated, 4, 64)
+    allocated.update_from_sequences([150], [0], [8], [1.0])
+    assert tiles.deal(allocated, 4, 64) == before == (3 + 2, 1)
     none = Segments.from_sequences([0], [0], [8, 8], [1.0] * 2, chunk_size=16, device="cpu")
     assert tiles.deal(none, 4, 64) == (0, 1)

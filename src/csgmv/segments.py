@@ -41,6 +41,7 @@ class Segments:
         num_tokens: number of rows of x, or an upper bound of it.
         least_tokens: rows that x must have, as far as the host knows: those of the batch that was put in last.
         largest_rank: of lora_ranks, as far as the host knows; 0 where they came from the GPU.
+        active_adapters: slots that have rows; 0 where the host does not know, or where refills change it.
     """
 
     permutation: torch.Tensor
@@ -53,6 +54,7 @@ class Segments:
     num_tokens: int
     least_tokens: int = 0
     largest_rank: int = 0
+    active_adapters: int = 0
     _buffer: torch.Tensor | None = None  # what the five tensors are `_parts` of, if they are
     _refillable: bool = False
     _kind: tuple[Any, Any] | None = field(default=None, init=False)  # see `arguments.batch_kind`
@@ -224,6 +226,7 @@ class Segments:
             gathered.rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device
         )
         segments._upload(buffer, adapters, grouping, num_tokens)
+        segments.active_adapters = gathered.active_adapters()
         return segments
 
     @classmethod

@@ -4,7 +4,7 @@ A segment that is longer than a tile is cut into several tiles. Where tiles are 
 neighbouring segments as fill a tile form a group, and its segments of one adapter are a run: mostly there is one, since
 long requests are cut into many segments. Every group has a program, for its first run. For runs that begin within a
 group there are programs of their own: the n-th of them finds the n-th such run. There cannot be more of these than
-adapter slots, less one, since an adapter's segments are neighbours. So no program has more than one tile to work on.
+adapters, less one, since an adapter's segments are neighbours. So no program has more than one tile to work on.
 """
 
 from __future__ import annotations
@@ -76,4 +76,5 @@ def deal(segments: Segments, group: int, block_m: int) -> tuple[int, int]:
             longest = segments.num_tokens
         return num_segments, -(-longest // block_m)
     groups = -(-num_segments // group)
-    return groups + max(0, min(segments.lora_ranks.numel() - 1, num_segments - groups)), 1
+    adapters = segments.active_adapters or segments.lora_ranks.numel()
+    return groups + max(0, min(adapters - 1, num_segments - groups)), 1
