@@ -155,3 +155,22 @@ def test_a_register_cap_is_dropped_where_the_rank_grows() -> None:
         adapted = refit.adapted(row, source, source._replace(max_rank=max_rank, segment_bucket=1), rules.UNLIMITED)
         assert adapted is not None
         assert dict(zip(rules.FIELD_NAMES["expand"], adapted))["maxnreg"] == cap
+
+
+@pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2), (64, 2)])
+def test_more_columns_do_not_mean_that_x_is_read_more_often(block_n: int, column_tiles: int) -> None:
+    """Where no program has all columns, they are as many across the columns as before, each with more of them."""
+    source, key = SHRINK._replace(max_rank=64), SHRINK._replace(max_rank=256)
+    got = fields(key, source, block_m=16, block_n=block_n, column_tiles=column_tiles)
+    before = -(-3 * 64 // (block_n * column_tiles))
+    assert -(-3 * 256 // (got["block_n"] * got["column_tiles"])) <= before
+
+
+def test_partials_are_not_summed_more_often_for_a_wider_layer() -> None:
+    """Each program sums all partials of its rows: eight times the width makes eight times the tiles of a program."""
+    source, key = (ADD_LORA._replace(num_slices=1, slice_widths=(width,)) for width in (1024, 8192))
+    for split_k, column_tiles in ((8, 8), (1, 1)):
+        row: Row = (16, 64, 128, 1, split_k, 4, 3, None, 16, 64, 64, 1, 4, 1, None, False, True)
+        adapted = refit.adapted(row, source, key, rules.UNLIMITED)
+        assert adapted is not None
+        assert dict(zip(rules.FIELD_NAMES["add_lora"], adapted))["expand_column_tiles"] == column_tiles

@@ -18,8 +18,11 @@ def octaves(size: int, other: int) -> float:
     return math.log2(max(other, 1) / max(size, 1))
 
 
-def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[str, int]]:
-    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long."""
+def _shrink_forms(row: dict[str, Any], source: Key, key: Key, _splits: int) -> Iterator[dict[str, Any]]:
+    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long.
+
+    Each program across the columns reads x once more: where columns are more than they were, programs are not.
+    """
     columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
     split_k = row["split_k"]
     if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
@@ -28,6 +31,10 @@ def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
     if row["block_n"] * row["column_tiles"] >= had != columns:
         block_n = min(max(1 << columns.bit_length() - 1, 16), 128)  # the last tile takes what is left
         yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}
+    if columns > had:
+        across = -(-columns * row["block_n"] * row["column_tiles"] // had)  # a program's columns
+        block_n = min(128, max(row["block_n"], rules.power_of_two(-(-across // row["column_tiles"]))))
+        yield {**row, "block_n": block_n, "column_tiles": min(-(-across // block_n), 8)}
     block_n = min(row["block_n"], max(16, rules.power_of_two(columns)))
     yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
 
@@ -35,10 +42,12 @@ def _shrink_forms(row: dict[str, int], source: Key, key: Key) -> Iterator[dict[s
 WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
 
 
-def _expand_forms(row: dict[str, Any], source: Key, key: Key) -> Iterator[dict[str, Any]]:
-    """Programs that compute several tiles stay about as many; the whole rank at once stays that if it fits."""
+def _expand_forms(row: dict[str, Any], source: Key, key: Key, splits: int) -> Iterator[dict[str, Any]]:
+    """Programs that compute several tiles stay about as many, as do those that sum h's partials, each all of them; the
+    whole rank at once stays that if it fits.
+    """
     widest, column_tiles = max(key.slice_widths), row["column_tiles"]
-    if column_tiles > 1:
+    if column_tiles > 1 or splits > 1:
         column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
     row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
@@ -75,15 +84,17 @@ def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
     before the next one is; then all of them without a pipeline.
     """
     fields: dict[str, rules.ConfigValue] = {}
+    splits = 1
     for op, prefix, part in rules.parts(key.op, row):
         part["block_m"] = _block_m(part["block_m"], source, key)
-        forms = list(_FORMS[op](part, source, key))
+        forms = list(_FORMS[op](part, source, key, splits))
         depths = [(form, depth) for form in forms for depth in _depths(form["num_stages"])]
         there, names = key._replace(op=op), rules.FIELD_NAMES[op]
         for form, depth in depths + [(form, 1) for form in forms]:
             tried = form | {"num_stages": depth}
             if not rules.resource_fault([tried[name] for name in names], there, limits):
                 fields |= {prefix + name: value for name, value in tried.items()}
+                splits = tried.get("split_k", 1)
                 break
         else:
             return None
