@@ -58,7 +58,7 @@ class Result(NamedTuple):
 
     `batches` are those that look up this key; a row's time is the geometric mean of its times on the first `tuned_on`.
     `screened` has every candidate's first impression: microseconds (median), to be compared with each other's only.
-    `architecture` (the compute capability) and `sm_count` are the GPU's.
+    `architecture` (the compute capability) and `sm_count` are the GPU's, `kernel_hash` is that of the kernels' source.
     """
 
     gpu: str
@@ -73,6 +73,7 @@ class Result(NamedTuple):
     screened: Mapping[rules.Row, float] = {}
     architecture: str = ""
     sm_count: int = 0
+    kernel_hash: str = ""
 
 
 def winner(result: Result) -> Timing | None:
@@ -352,6 +353,7 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
             screened={tuple(row): p50_us for row, p50_us, *_ in record["candidates"]},
             architecture=run["compute_capability"],
             sm_count=run["sm_count"],
+            kernel_hash=run["kernel_hash"],
         )
 
 

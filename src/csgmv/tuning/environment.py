@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import datetime
-import hashlib
 import subprocess
-from pathlib import Path
 
 import torch
 
 import csgmv
 from csgmv import measure
+from csgmv.kernel_hash import kernel_hash
 from csgmv.tuning.record import Run
 
 
@@ -30,21 +28,6 @@ def current_run(device: torch.device, seed: int) -> Run:
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         l2=measure.METHOD,
     )
-
-
-def kernel_hash(folder: Path | None = None) -> str:
-    """A hash of the source of every jitted function of the package's modules; comments, docstrings and layout do not
-    enter it, nor does what is not jitted.
-    """
-    folder = Path(__file__).parents[1] if folder is None else folder
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(by) for by in node.decorator_list):
-                if ast.get_docstring(node) is not None:
-                    del node.body[0]
-                digest.update(f"{ast.unparse(node)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _driver() -> str:

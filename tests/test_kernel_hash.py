@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csgmv.tuning.environment import kernel_hash
+from csgmv.kernel_hash import kernel_hash
 
 SOURCE = '''"""A kernel."""
 
