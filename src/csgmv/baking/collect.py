@@ -38,8 +38,9 @@ class Collected(NamedTuple):
 
 def _files(path: Path) -> Iterator[Path]:
     """The file, or what stands in the folder, at any depth; links to folders are listed, not followed."""
-    if os.path.lexists(path) and not path.is_dir():
-        yield path
+    if not path.is_dir():
+        yield from [path] if os.path.lexists(path) else []
+        return
     for parent, folders, names in os.walk(path):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         yield from (Path(parent, name) for name in names + links)
