@@ -217,19 +217,20 @@ def results(gpu: str, triton: str, row: list[Any], segments: Segments, **shape: 
 
 def test_the_next_launch_takes_the_new_row(tmp_path: Path) -> None:
     """On a fake GPU, where a call like one before finds its plan: after a load it is made anew, once."""
-    batch = make_batch([8, 0, 5], 8, 96, [16, 32], 40)
+    x, lora_a = (torch.zeros(*shape, dtype=torch.float16) for shape in ((40, 96), (2, 16, 96)))
+    segments = Segments.from_tokens([0, 1, 1, 0] * 10, [8, 5], [1.0, 0.5], chunk_size=16, device="cpu")
     with tables(KNOWN, SIZES), fake_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "resolve", _resolve)
 
         def launched() -> tuple[str, dict[str, Any]]:
-            lora_shrink(batch.x, batch.lora_a, batch.segments, batch.num_slices)
+            lora_shrink(x, lora_a, segments, 2)
             last = next(one for one in reversed(gpu.launched) if one.binary[0] == "_shrink_kernel")
             return last.way, dict((*last.binary[3], *last.binary[4]))
 
         before = [launched() for _ in range(2)]
         assert [way for way, _ in before] == ["long", "short"]
         shape = {"input_dim": 96, "max_rank": 8, "num_slices": 2, "dtype": "float16"}
-        put(tmp_path, "a.json", results(*H200, [32, 32, 64, 1, 1, 2, 4, 104], batch.segments, **shape))
+        put(tmp_path, "a.json", results(*H200, [32, 32, 64, 1, 1, 2, 4, 104], segments, **shape))
         load_overlay(tmp_path)
         after = [launched() for _ in range(2)]
         assert [way for way, _ in after] == ["long", "short"]
