@@ -171,7 +171,8 @@ def _warn_untuned(where: Target) -> None:
     """Say once that a GPU has no rows, and how to get some."""
     warnings.warn(
         f"csgmv has no configs tuned for {where.gpu}: launches borrow those of other GPUs, or get defaults, which may"
-        " be several times slower. `csgmv tune --model NAME --rank N` finds this GPU's own, csgmv.load_overlay loads them.",
+        " be several times slower. `csgmv tune --model NAME --rank N` finds this GPU's own, which"
+        " csgmv.load_overlay loads.",
         stacklevel=2,
     )
 
