@@ -120,12 +120,11 @@ class _Recorder:
         Raises:
             OSError: the file could not be written.
         """
-        if self._thread.is_alive():  # in a fork of the process it is not, and the file is not the fork's
-            self._over.set()
-            self._new.set()
-            self._thread.join()
-            if self._failure is not None:
-                raise self._failure
+        self._over.set()
+        self._new.set()
+        self._thread.join()  # in a fork of the process there is none, and the file stays as it is
+        if self._failure is not None:
+            raise self._failure
 
     def _keep(self) -> None:
         while self._new.wait():
@@ -150,7 +149,8 @@ def record_misses(path: str | os.PathLike[str] | None) -> None:
 
     A key is noted once, when a launch first looks it up, or at once if that has been. What `csgmv.warmup` compiles
     counts as launched. The file is replaced as a whole a moment later, by a thread of its own, and at exit; a process
-    that is killed leaves it complete but for the last tenth of a second. Each process needs a file of its own.
+    that is killed leaves it complete but for the last tenth of a second. Each process needs a file of its own; a fork of one that
+    records writes nothing.
 
     Args:
         path: of the file; misses that it has already are kept. None ends the recording, as does another path.
