@@ -43,7 +43,7 @@ def _powers_of_two(most: int) -> list[int]:
     return [1 << exponent for exponent in range(most.bit_length())]
 
 
-_laid: list[ChunkSizes] = []
+_laid: list[ChunkSizes] = []  # at most one
 
 
 def table() -> ChunkSizes:

@@ -90,7 +90,7 @@ def table() -> Table:
     return TABLE
 
 
-_laid: list[fallback.Tables] = []
+_laid: list[fallback.Tables] = []  # at most one
 
 
 def tables() -> fallback.Tables:

@@ -149,8 +149,8 @@ def record_misses(path: str | os.PathLike[str] | None) -> None:
 
     A key is noted once, when a launch first looks it up, or at once if that has been. What `csgmv.warmup` compiles
     counts as launched. The file is replaced as a whole a moment later, by a thread of its own, and at exit; a process
-    that is killed leaves it complete but for the last tenth of a second. Each process needs a file of its own; a fork of one that
-    records writes nothing.
+    that is killed leaves it complete but for the last tenth of a second. Each process needs a file of its own; a fork
+    of one that records writes nothing.
 
     Args:
         path: of the file; misses that it has already are kept. None ends the recording, as does another path.
