@@ -1,7 +1,7 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
-`chunk_sizes` is the part of choosing that looks at batches instead of keys, `defaults` that which looks at all keys of
-an architecture. `regret` judges what was chosen.
+The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` judges what
+was chosen.
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """
@@ -11,22 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from codegen.choose import Choice, choose
-from codegen.collect import Faulty, collect
 from codegen.render import render, write
-from codegen.source import ROOT
+from codegen.source import ROOT, choose, collect
 
 __all__ = ["CONFIGS", "TABLE", "Faulty", "Generated", "generate", "write"]
 
 CONFIGS = ROOT / "configs"
 TABLE = ROOT / "src" / "csgmv" / "_tuned_table.py"
+Faulty = collect.Faulty
 
 
 class Generated(NamedTuple):
     """The source of the tables, and the choices that led to it."""
 
     text: str
-    choice: Choice
+    choice: choose.Choice
 
 
 def generate(configs: Path = CONFIGS) -> Generated:
@@ -35,6 +34,6 @@ def generate(configs: Path = CONFIGS) -> Generated:
     Raises:
         Faulty: with every fault of every file, or because there is no result at all.
     """
-    collected = collect(configs)
-    choice = choose(collected.found)
+    collected = collect.collect(configs)
+    choice = choose.choose(collected.found)
     return Generated(render(choice, collected.digest), choice)

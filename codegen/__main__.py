@@ -9,17 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codegen import CONFIGS, TABLE, Faulty, generate, write
-from codegen.choose import Choice, Target
 from codegen.regret import regrets, report
-from codegen.source import rules
+from codegen.source import choose, rules
 
 
-def _name(target: Target, key: rules.Key) -> str:
+def _name(target: choose.Target, key: rules.Key) -> str:
     gpu, triton = target
     return f"{gpu}, Triton {triton}, {', '.join(f'{name} {value}' for name, value in key._asdict().items())}"
 
 
-def _report(choice: Choice) -> Iterator[str]:
+def _report(choice: choose.Choice) -> Iterator[str]:
     for (gpu, triton), rows in choice.table.items():
         tuned = sum(row is not None for row in rows.values())
         yield (

@@ -8,9 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from codegen.choose import Choice, Target
-from codegen.defaults import on_average
-from codegen.source import fallback, records, rules
+from codegen.source import choose, defaults, fallback, records, rules
 
 
 class Regret(NamedTuple):
@@ -34,7 +32,7 @@ class Regret(NamedTuple):
         return self.served.step.partition(" (")[0]
 
 
-def _place(result: records.Result) -> tuple[Target, rules.Key]:
+def _place(result: records.Result) -> tuple[choose.Target, rules.Key]:
     return (result.gpu, result.triton), result.key
 
 
@@ -60,8 +58,8 @@ WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
 class _Left:
     """What the codegen would make of the results that are left."""
 
-    def __init__(self, choice: Choice, rest: Sequence[records.Result], *, with_rows: bool) -> None:
-        rows: dict[Target, dict[fallback.Fields, rules.Row | None]] = defaultdict(dict)
+    def __init__(self, choice: choose.Choice, rest: Sequence[records.Result], *, with_rows: bool) -> None:
+        rows: dict[choose.Target, dict[fallback.Fields, rules.Row | None]] = defaultdict(dict)
         for target, key in map(_place, rest if with_rows else ()):
             rows[target][key] = choice.table[target][key]
         self._rest, self._tables = rest, fallback.Tables(rows, choice.gpus)
@@ -70,17 +68,17 @@ class _Left:
         """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""
         served = fallback.serve(key, where, self._tables)
         if served.source is None and not self._tables.defaults:
-            self._tables = self._tables._replace(defaults=on_average(self._rest))
+            self._tables = self._tables._replace(defaults=defaults.on_average(self._rest))
             served = fallback.serve(key, where, self._tables)
         return served
 
 
-def _target(choice: Choice, result: records.Result) -> fallback.Target:
+def _target(choice: choose.Choice, result: records.Result) -> fallback.Target:
     limits = rules.LIMITS.get(result.architecture, rules.UNLIMITED)
     return fallback.Target(result.gpu, result.triton, limits, *choice.gpus[result.gpu])
 
 
-def _loss(choice: Choice, result: records.Result, borrowed: rules.Row | None) -> float | None:
+def _loss(choice: choose.Choice, result: records.Result, borrowed: rules.Row | None) -> float | None:
     """See Regret."""
     target, key = _place(result)
     slowdowns = records.slowdowns(result)
@@ -89,7 +87,7 @@ def _loss(choice: Choice, result: records.Result, borrowed: rules.Row | None) ->
     return None if slowdown is None or own is None else slowdown / own - 1
 
 
-def regrets(choice: Choice) -> Iterator[Regret]:
+def regrets(choice: choose.Choice) -> Iterator[Regret]:
     """Every key's regret for every way of leaving out.
 
     A Triton version or a GPU is left out where another one of the same architecture remains.

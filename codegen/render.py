@@ -6,8 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from codegen.choose import Choice
-from codegen.source import files
+from codegen.source import choose, files
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -25,7 +24,7 @@ def literal(value: object) -> str:
     raise TypeError(f"expected int, bool, None, str or a tuple of these, got {type(value).__name__}")
 
 
-def render(choice: Choice, digest: str) -> str:
+def render(choice: choose.Choice, digest: str) -> str:
     """The source of `_tuned_table.py`: one entry a line, in the choice's order, the same on every run."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),

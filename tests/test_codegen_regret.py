@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from codegen.__main__ import main
-from codegen.choose import choose
-from codegen.collect import Found
 from codegen.regret import WAYS, Regret, regrets, report
-from codegen.source import records
+from codegen.source import choose, collect, records
 from fabricated import BETTER, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
@@ -41,8 +39,8 @@ LAYERS = [
 
 def judged(*contents: dict[str, Any]) -> list[Regret]:
     assert not any(map(records.faults, contents))
-    found = [Found("a.json", result) for content in contents for result in records.results(content)]
-    return list(regrets(choose(found)))
+    found = [collect.Found("a.json", result) for content in contents for result in records.results(content)]
+    return list(regrets(choose.choose(found)))
 
 
 def losses(found: list[Regret], way: str) -> dict[int, float | None]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from codegen.choose import Choice
 from codegen.render import literal, render, write
-from codegen.source import rules
+from codegen.source import choose, rules
 
 KEY = rules.Key("expand", 0, (2048,), 64, 1, "bfloat16", 16, 8)
 ROW = (64, 64, 16, 1, 4, 3, None, False)
@@ -29,7 +28,7 @@ def test_the_source_gives_the_table_back() -> None:
     table = {("NVIDIA H200", "3.6.0"): {KEY: ROW, KEY._replace(chunk_size=32): None}, ("NVIDIA A100", "3.6.0"): {}}
     chunk_sizes = {("NVIDIA H200", "3.6.0"): {(1, 1): 16, (2048, 8): 64}, ("NVIDIA A100", "3.6.0"): {}}
     gpus, defaults = {"NVIDIA H200": ("9.0", 132)}, {"9.0": {"expand": {16: ROW, 32: ROW}}, "8.0": {}}
-    variables = namespace(render(Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123"))
+    variables = namespace(render(choose.Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123"))
     assert variables["GPUS"] == gpus
     assert variables["DEFAULTS"] == defaults
     assert variables["TABLE"] == table
@@ -42,7 +41,7 @@ def test_an_entry_is_a_line() -> None:
     """So that a change in one row is a change in one line."""
     keys = [KEY._replace(chunk_size=size) for size in (16, 32, 64)]
     target = ("NVIDIA H200", "3.6.0")
-    choice = Choice({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
+    choice = choose.Choice({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
     lines = render(choice, "sha256:0").splitlines()
     assert "        (8, 8): 16," in lines
     row = "(64, 64, 16, 1, 4, 3, None, False),"

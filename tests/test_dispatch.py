@@ -16,9 +16,9 @@ import torch
 
 import csgmv
 from batches import make_batch
-from codegen.choose import Choice
 from codegen.render import render
 from csgmv import ExpandConfig, ShrinkConfig, dispatch, fallback, host, launch, rules
+from csgmv.baking.choose import Choice
 from csgmv.config import to_row
 
 LIMITS = rules.Limits(232_448, programmatic_launch=True)

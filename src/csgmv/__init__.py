@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from csgmv.dispatch import explain
     from csgmv.expand import lora_expand
     from csgmv.layer import add_lora
+    from csgmv.misses import record_misses
+    from csgmv.overlay import load_overlay
     from csgmv.segments import Segments
     from csgmv.shrink import lora_shrink
 
@@ -28,8 +30,10 @@ __all__ = [
     "__version__",
     "add_lora",
     "explain",
+    "load_overlay",
     "lora_expand",
     "lora_shrink",
+    "record_misses",
     "warmup",
 ]
 
@@ -40,8 +44,10 @@ _HOMES = {
     "ShrinkConfig": "config",
     "add_lora": "layer",
     "explain": "dispatch",
+    "load_overlay": "overlay",
     "lora_expand": "expand",
     "lora_shrink": "shrink",
+    "record_misses": "misses",
     "warmup": "binaries",
 }
 

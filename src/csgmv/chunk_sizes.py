@@ -43,14 +43,24 @@ def _powers_of_two(most: int) -> list[int]:
     return [1 << exponent for exponent in range(most.bit_length())]
 
 
-@functools.cache
+_laid: list[ChunkSizes] = []  # at most one
+
+
 def table() -> ChunkSizes:
-    """The generated table; empty in a tree or wheel that has none."""
+    """The generated table, empty in a tree or wheel that has none; or what was laid over it (`lay`)."""
+    if _laid:
+        return _laid[0]
     try:
         from csgmv._tuned_table import CHUNK_SIZES
     except ModuleNotFoundError:
         return {}
     return CHUNK_SIZES
+
+
+def lay(over: ChunkSizes) -> None:
+    """Look batches up in this table from now on; what was remembered of another is forgotten."""
+    _laid[:] = [over]
+    _tuned.cache_clear()
 
 
 @functools.cache

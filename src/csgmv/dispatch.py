@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -90,8 +90,13 @@ def table() -> Table:
     return TABLE
 
 
+_laid: list[fallback.Tables] = []  # at most one
+
+
 def tables() -> fallback.Tables:
-    """The generated table, with what it takes to borrow from other GPUs."""
+    """The generated table, with what it takes to borrow from other GPUs; or what was laid over them (`lay`)."""
+    if _laid:
+        return _laid[0]
     try:
         from csgmv._tuned_table import DEFAULTS, GPUS
     except ImportError:
@@ -125,8 +130,14 @@ def target(device: torch.device) -> Target:
         architecture = f"{properties.major}.{properties.minor}" if torch.version.cuda is not None else ""
         name, sm_count = torch.cuda.get_device_name(device), properties.multi_processor_count
         return Target(name, triton.__version__, device_limits(device), architecture, sm_count)
-    gpu, version = max(table(), key=lambda head: (len(table()[head]), head), default=("", triton.__version__))
-    return Target(gpu, version, device_limits(device), *tables().gpus.get(gpu, ()))
+    rows, gpus, _ = tables()
+    gpu, version = max(rows, key=lambda head: (len(rows[head]), head), default=("", triton.__version__))
+    return Target(gpu, version, device_limits(device), *gpus.get(gpu, ()))
+
+
+def is_exact(choice: Choice, key: Key, where: Target) -> bool:
+    """Whether a choice was measured at this very key, on this GPU under this Triton version."""
+    return (choice.source, choice.gpu, choice.triton) == (key, where.gpu, where.triton)
 
 
 def resolve(key: Key, where: Target, known: fallback.Tables) -> Choice:
@@ -138,14 +149,21 @@ def resolve(key: Key, where: Target, known: fallback.Tables) -> Choice:
     return Choice(default_config(key, where.limits), said, source, version, gpu)
 
 
+def invariant_key(key: Key) -> Key:
+    """The key that a launch with batch_invariant=True is looked up under."""
+    return key._replace(chunk_size=INVARIANT_CHUNK_SIZE, segment_bucket=INVARIANT_BUCKET)
+
+
 def resolve_invariant(key: Key, where: Target, known: fallback.Tables) -> Choice:
     """The same for a launch with batch_invariant=True, whose config depends on neither bucket nor chunk size."""
-    key = key._replace(chunk_size=INVARIANT_CHUNK_SIZE, segment_bucket=INVARIANT_BUCKET)
-    choice = resolve(key, where, known)
+    choice = resolve(invariant_key(key), where, known)
     return choice._replace(config=with_block_m(choice.config, INVARIANT_BLOCK_M))
 
 
-_remembered: dict[tuple[torch.device, Key, bool], Choice] = {}
+_Asked = tuple[torch.device, Key, bool]  # the arguments of `choose`
+_remembered: dict[_Asked, Choice] = {}
+# Each is called with what was asked and what was found, once that has been remembered.
+watchers: list[Callable[[torch.device, Key, bool, Choice], None]] = []
 
 
 @functools.cache
@@ -153,7 +171,8 @@ def _warn_untuned(where: Target) -> None:
     """Say once that a GPU has no rows, and how to get some."""
     warnings.warn(
         f"csgmv has no configs tuned for {where.gpu}: launches borrow those of other GPUs, or get defaults, which may"
-        " be several times slower. `csgmv tune --model NAME --rank N` finds this GPU's own.",
+        " be several times slower. `csgmv tune --model NAME --rank N` finds this GPU's own, which"
+        " csgmv.load_overlay loads.",
         stacklevel=2,
     )
 
@@ -171,7 +190,22 @@ def choose(key: Key, device: torch.device, batch_invariant: bool = False) -> Cho
         choice = _remembered[asked] = find(key, where, known)
         if device.type == "cuda" and all(gpu != where.gpu for gpu, _ in known.rows):
             _warn_untuned(where)
+        for watcher in watchers:
+            watcher(*asked, choice)
     return choice
+
+
+def remembered() -> list[tuple[_Asked, Choice]]:
+    """All that has been resolved so far."""
+    return list(_remembered.items())
+
+
+def lay(over: fallback.Tables) -> None:
+    """Look launches up in these tables from now on; what was remembered of others is forgotten."""
+    _laid[:] = [over]
+    target.cache_clear()
+    _remembered.clear()
+    launch.plans.clear()
 
 
 @functools.lru_cache(maxsize=4096)

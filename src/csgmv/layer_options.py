@@ -8,12 +8,12 @@ from csgmv import rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 
 
-def add_arguments(group: argparse._ArgumentGroup) -> None:
+def add_arguments(group: argparse._ArgumentGroup, *, rank_required: bool = True) -> None:
     """Add --model, --layer, --rank, --tp, --dtype, --ops and --trust-remote-code."""
     add = group.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json")
     add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
-    add("--rank", type=int, required=True, metavar="N", help="max_rank of the adapters, 1 to 256")
+    add("--rank", type=int, required=rank_required, metavar="N", help="max_rank of the adapters, 1 to 256")
     add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
     add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")

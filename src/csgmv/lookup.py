@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     choice = resolve(key, target, dispatch.tables())
     print(f"launch  {_key_text(key)}{', batch-invariant' if args.batch_invariant else ''}")
     print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
-    known = sorted({gpu for gpu, _ in dispatch.table()})
+    known = sorted({gpu for gpu, _ in dispatch.tables().rows})
     if target.gpu not in known:
         print(f"        the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}")
     print(f"step    {choice.step}")

@@ -137,7 +137,7 @@ _NAME = checks.text(r"[A-Za-z0-9][A-Za-z0-9 ._+/()-]{0,79}", "a name of letters,
 _VERSION = checks.text(r"[0-9]+(\.[0-9]+)+[A-Za-z0-9.+_-]{0,40}", "a version")
 _SIZE = checks.integer(0)
 _COUNT = checks.integer(1)
-_MICROSECONDS = checks.number()
+_MICROSECONDS = checks.number(1e-6)  # whose quotients, summed, stay far from what a float can hold
 _NON_NEGATIVE = checks.number(or_equal=True)
 
 _RUNS = checks.array(

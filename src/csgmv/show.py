@@ -27,7 +27,7 @@ def entries() -> list[Entry]:
     """Every row of the table, sorted."""
     found = (
         Entry(gpu, triton, rules.Key._make(key), row)
-        for (gpu, triton), rows in dispatch.table().items()
+        for (gpu, triton), rows in dispatch.tables().rows.items()
         for key, row in rows.items()
     )
     return sorted(found, key=lambda entry: (entry.gpu, rules.version_numbers(entry.triton), entry.key))

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from csgmv import dispatch, fallback, misses, record_misses, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import command
+from csgmv.tuning.plan import Keys, Plan
 from csgmv.tuning.tuner import Step, Summary
+from fabricated import document, put, record
+from laid import tables
 
 LLAMA = {
     "model_type": "llama",
@@ -84,3 +88,82 @@ def test_something_to_tune_is_needed() -> None:
     """Neither a model nor a layer is an error that names both options."""
     with pytest.raises(ValueError, match="--model, --layer: expected one of them"):
         run("--rank", "12", "--dry-run")
+
+
+KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)  # that of a fabricated document
+OTHERS = [
+    rules.Key("add_lora", 96, (48, 24), 12, 2, "float16", 32, 4),
+    rules.Key("expand", 0, (256,), 32, 1, "float32", 48, 64),
+]
+
+
+@pytest.fixture
+def missed(tmp_path: Path) -> Path:
+    """A file of three misses, of different operations, ranks, dtypes and chunk sizes."""
+    path = tmp_path / "misses.json"
+    with tables(fallback.Tables({})):
+        record_misses(path)
+        for key in (*OTHERS, KEY):
+            dispatch.choose(key, torch.device("cpu"))
+        record_misses(None)
+    return path
+
+
+def test_keys_that_were_missed_are_tuned(missed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them and no other, whatever their dtype, rank and operation."""
+    assert run("--from-misses", str(missed), "--dry-run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "configs fit" in line]
+    assert [line.partition(" (")[0] for line in lines] == [
+        "expand   32 → 256, float32, chunk 48, bucket 64",
+        "shrink   1024 → 3·64, bfloat16, chunk 16, bucket 8",
+        "add_lora 96 → 2·12 → 48+24, float16, chunk 32, bucket 4",
+    ]
+
+
+def test_what_contradicts_a_file_of_misses_is_refused(missed: Path, tmp_path: Path) -> None:
+    """By the options' names; so is a file without any, and neither a rank nor a file."""
+    options = ("--rank", "8", "--chunk-sizes", "16", "--dry-run")
+    with pytest.raises(ValueError, match=r"--from-misses: expected no other option .*, got --rank, --chunk-sizes"):
+        run("--from-misses", str(missed), *options)
+    with tables():
+        record_misses(tmp_path / "none.json")
+        record_misses(None)
+    with pytest.raises(ValueError, match="--from-misses: expected a file with misses, got none in"):
+        run("--from-misses", str(tmp_path / "none.json"), "--dry-run")
+    with pytest.raises(ValueError, match="--rank: expected a number"):
+        run("--layer", "o:96:48", "--dry-run")
+    with pytest.raises(FileNotFoundError):
+        run("--from-misses", str(tmp_path / "nowhere.json"), "--dry-run")
+
+
+def test_what_was_tuned_is_loaded_at_once(
+    missed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process that tuned launches with the results, and says how many of the keys have their own."""
+    asked = {}
+
+    def tune(plan: Plan | Keys, folder: Path, **_: object) -> Summary:
+        asked.update(plan=plan)
+        put(folder, "a.json", document(record()))
+        return Summary(tuned=1, fresh=0, failed=0, left=2)
+
+    where = dispatch.Target("NVIDIA H200", "3.6.0", rules.UNLIMITED, "9.0", 132)
+    monkeypatch.setattr(command, "tune", tune)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with tables(fallback.Tables({}), {}):
+        monkeypatch.setattr(dispatch, "target", _target := lambda _: where)
+        _target.cache_clear = lambda: None  # type: ignore[attr-defined]
+        gpu = torch.device("cuda", 0)
+        dispatch._warn_untuned.cache_clear()
+        with pytest.warns(UserWarning, match="no configs tuned for NVIDIA H200"):
+            before = dispatch.choose(KEY, gpu)
+        assert run("--from-misses", str(missed), "--out", str(tmp_path / "configs"), "--then-load") == 0
+        after = dispatch.choose(KEY, gpu)
+        monkeypatch.undo()
+    assert {*asked["plan"].keys} == {one.key for one in misses.read(missed)} == {KEY, *OTHERS}
+    assert (before.step, after.step) == ("default", "exact")
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "loaded: 1 rows, 0 keys that keep the default, chunk sizes for 1 cells of batches; "
+        "1 of the 3 keys asked for launch with their own"
+    )

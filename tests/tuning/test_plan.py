@@ -6,10 +6,12 @@ import operator
 from collections import Counter
 
 import pytest
+import torch
 
 from csgmv import rules
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
-from csgmv.tuning.plan import TOKENS, Batch, Plan, Task, adapter_ids, parts
+from csgmv.segments import Segments
+from csgmv.tuning.plan import TOKENS, Batch, Keys, Plan, Task, adapter_ids, parts
 
 SMALL = (LayerShape("o", 80, (48,)), LayerShape("down", 176, (48,)))
 
@@ -132,3 +134,52 @@ def test_a_bucket_is_a_power_of_two() -> None:
     """Of every key in a plan with odd sizes."""
     tasks = Plan(SMALL, 12, chunk_sizes=[7], tokens=[1, 13, 999]).tasks()
     assert all(t.key.segment_bucket == rules.segment_bucket(t.batches[0].num_segments) for t in tasks)
+
+
+def test_keys_are_tuned_on_the_batches_that_a_plan_would_tune_them_on() -> None:
+    """So what one has measured is fresh to the other; ranks and dtypes may differ from key to key."""
+    planned = {
+        task.key: task
+        for rank, dtype in ((64, torch.bfloat16), (12, torch.float16))
+        for task in Plan(SMALL, rank, chunk_sizes=(16, 128), dtype=dtype).tasks()
+    }
+    tasks = Keys([*planned, *planned]).tasks()
+    assert {task.key for task in tasks} == planned.keys()
+    assert len(tasks) == len(planned)
+    assert {(key.max_rank, key.dtype) for key in planned} == {(64, "bfloat16"), (12, "float16")}
+    for task in tasks:
+        assert task.deciding == planned[task.key].deciding
+    ops = [task.key.op == "add_lora" for task in tasks]
+    assert ops == sorted(ops)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 16, 48, 128, 4096])
+def test_every_batch_of_a_key_looks_it_up(chunk_size: int) -> None:
+    """Of any bucket and chunk size, usual or not, with several adapters where that is possible."""
+    for bucket in (1, 2, 4, 16, 64, 256, 1024):
+        if bucket * chunk_size > 2**18:
+            continue
+        (task,) = Keys([rules.Key("shrink", 64, (), 8, 1, "float16", chunk_size, bucket)]).tasks()
+        assert len({*task.batches}) == len(task.batches)
+        assert 1 <= task.tuned_on <= len(task.batches)
+        for batch in task.batches:
+            ids = adapter_ids(batch.tokens, batch.adapters)
+            made = Segments.from_tokens(
+                ids, [8] * batch.adapters, [1.0] * batch.adapters, chunk_size=chunk_size, device=torch.device("cpu")
+            )
+            assert (made.num_segments, made.chunk_size) == (batch.num_segments, chunk_size)
+            assert rules.segment_bucket(made.num_segments) == bucket
+        assert bucket == 1 or any(batch.adapters > 1 for batch in task.batches)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([], "keys: expected at least one, got none"),
+        ([rules.Key("shrink", 64, (), 300, 1, "float16", 16, 8)], "max_rank: expected 1 to 256, got 300"),
+    ],
+)
+def test_impossible_keys_are_refused(keys: list[rules.Key], message: str) -> None:
+    """As impossible plans are."""
+    with pytest.raises(ValueError, match=message):
+        Keys(keys).tasks()

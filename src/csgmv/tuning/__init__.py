@@ -7,7 +7,7 @@ race    the finalists against the default                   worker   processes t
 record  the raw results on disk                             tuner    drives all of these
 """
 
-from csgmv.tuning.plan import Plan, Task
+from csgmv.tuning.plan import Keys, Plan, Task
 from csgmv.tuning.tuner import Step, Summary, tune
 
-__all__ = ["Plan", "Step", "Summary", "Task", "tune"]
+__all__ = ["Keys", "Plan", "Step", "Summary", "Task", "tune"]

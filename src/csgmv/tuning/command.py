@@ -14,13 +14,25 @@ from pathlib import Path
 
 import torch
 
-from csgmv import layer_options, rules
+from csgmv import dispatch, layer_options, misses, overlay, rules
 from csgmv.tuning import model, space
-from csgmv.tuning.plan import ADAPTERS, TOKENS, Plan, Task
+from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.tuner import Step, tune
 
 NO_GPU = 2
 FAILED = 1
+# What --from-misses says by itself, and what it is where it is not given.
+_WHAT = {
+    "model": None,
+    "layer": [],
+    "rank": None,
+    "tp": [1],
+    "dtype": "bfloat16",
+    "ops": rules.OPS,
+    "chunk_sizes": rules.CHUNK_SIZES,
+    "tokens": TOKENS,
+    "adapters": (),
+}
 # What --dry-run assumes where there is no GPU: an H200.
 _H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 
@@ -32,7 +44,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `csgmv tune`."""
     what = parser.add_argument_group("what to tune")
-    layer_options.add_arguments(what)
+    layer_options.add_arguments(what, rank_required=False)
     add = what.add_argument
     chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
     add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
@@ -45,12 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)",
     )
+    add(
+        "--from-misses",
+        type=Path,
+        metavar="FILE",
+        help="just the keys in a file that csgmv.record_misses wrote, instead of all the above",
+    )
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
     add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
     add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
     add("--force", action="store_true", help="measure also what was measured already")
+    add("--then-load", action="store_true", help="load all results in FOLDER and say which keys launch with their own")
     add("--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing")
 
 
@@ -63,15 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
         return NO_GPU
-    plan = Plan(
-        layers=layer_options.layers(args),
-        max_rank=args.rank,
-        chunk_sizes=args.chunk_sizes,
-        tokens=args.tokens,
-        adapters=args.adapters,
-        dtype=getattr(torch, args.dtype),
-        ops=args.ops,
-    )
+    plan = _plan(args)
     if args.dry_run:
         return _dry_run(plan)
     started = time.monotonic()
@@ -95,13 +106,52 @@ def run(args: argparse.Namespace) -> int:
         print(f"{summary.left} keys are left; the same command goes on with them")
     if summary.failed:
         print(f"{summary.failed} keys have no config that works", file=sys.stderr)
+    if args.then_load and (summary.tuned or summary.fresh):
+        _load(args.out, plan)
     return FAILED if summary.failed else 0
 
 
-def _dry_run(plan: Plan) -> int:
-    if torch.cuda.is_available():
-        from csgmv import dispatch
+def _plan(args: argparse.Namespace) -> Plan | Keys:
+    """What the options ask for.
 
+    Raises:
+        ValueError: they contradict each other, or leave out what is needed.
+    """
+    if args.from_misses is not None:
+        if given := [f"--{name.replace('_', '-')}" for name, usual in _WHAT.items() if getattr(args, name) != usual]:
+            raise ValueError(f"--from-misses: expected no other option on what to tune, got {', '.join(given)}")
+        found = misses.read(args.from_misses)
+        if not found:
+            raise ValueError(f"--from-misses: expected a file with misses, got none in {args.from_misses}")
+        return Keys([miss.key for miss in found])
+    if args.rank is None:
+        raise ValueError("--rank: expected a number (or --from-misses FILE), got none")
+    return Plan(
+        layers=layer_options.layers(args),
+        max_rank=args.rank,
+        chunk_sizes=args.chunk_sizes,
+        tokens=args.tokens,
+        adapters=args.adapters,
+        dtype=getattr(torch, args.dtype),
+        ops=args.ops,
+    )
+
+
+def _load(folder: Path, plan: Plan | Keys) -> None:
+    """Lay the results over this process's tables, and say what its launches get from them."""
+    loaded = overlay.load_overlay(folder)
+    device = torch.device("cuda", torch.cuda.current_device())
+    keys = [task.key for task in plan.tasks()]
+    where = dispatch.target(device)
+    exact = sum(dispatch.is_exact(dispatch.choose(key, device), key, where) for key in keys)
+    print(
+        f"loaded: {loaded.rows} rows, {loaded.defaults_kept} keys that keep the default, chunk sizes for "
+        f"{loaded.chunk_sizes} cells of batches; {exact} of the {len(keys)} keys asked for launch with their own"
+    )
+
+
+def _dry_run(plan: Plan | Keys) -> int:
+    if torch.cuda.is_available():
         current = torch.device("cuda", torch.cuda.current_device())
         device = model.Device(
             dispatch.device_limits(current), torch.cuda.get_device_properties(current).multi_processor_count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ class Plan:
         return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
     def _opens(self, batch: Batch) -> bool:
-        return batch.adapters > 1 or batch.tokens == 1 or set(self.adapters) == {1}
+        return _several(batch) or set(self.adapters) == {1}
 
     def _every(self) -> Iterator[tuple[rules.Key, Batch]]:
         for chunk_size in self.chunk_sizes:
@@ -118,7 +118,7 @@ class Plan:
 
     def _adapters(self, tokens: int) -> list[int]:
         if not self.adapters:
-            return sorted({min(count, tokens) for count in ADAPTERS})
+            return _usual_adapters(tokens)
         return [count for count in self.adapters if count <= tokens]
 
     def _key(self, op: str, layer: LayerShape, segments: Segments) -> rules.Key:
@@ -128,6 +128,70 @@ class Plan:
         if op == "expand":
             return dispatch.expand_key(widths, self.max_rank, self.dtype, segments)
         return dispatch.add_lora_key(layer.input_dim, widths, self.max_rank, self.dtype, segments)
+
+
+def _usual_adapters(tokens: int) -> list[int]:
+    return sorted({min(count, tokens) for count in ADAPTERS})
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What one run of the tuner is asked for, key by key: of any dimensions, ranks and dtypes.
+
+    Attributes:
+        keys: those to tune, as `csgmv.misses.read` finds them.
+    """
+
+    keys: Sequence[rules.Key]
+
+    def tasks(self) -> list[Task]:
+        """One task a key, each `add_lora` after the others.
+
+        Raises:
+            ValueError: nothing to tune, or a key that no launch could have.
+        """
+        if not self.keys:
+            raise ValueError("keys: expected at least one, got none")
+        for key in self.keys:
+            if fault := rules.key_fault(key):
+                raise ValueError(fault)
+        ordered = sorted(dict.fromkeys(self.keys), key=lambda key: key.op == "add_lora")
+        return [_task(key, _looking_up(key.chunk_size, key.segment_bucket), ()) for key in ordered]
+
+
+@functools.cache
+def _looking_up(chunk_size: int, bucket: int) -> list[Batch]:
+    """Batches whose launches look up keys of this chunk size and bucket.
+
+    Those of a plan that asks for the usual ones; where none of these does so with several adapters, batches made for
+    it: one of segments as full as they get, and where that is few enough adapters one of a row a segment.
+    """
+    usual = [(tokens, adapters) for tokens in TOKENS for adapters in _usual_adapters(tokens)]
+    found = list(_in_bucket(usual, chunk_size, bucket))
+    if any(_several(batch) for batch in found):
+        return found
+    full = [
+        (bucket * chunk_size * quarters // 4, adapters)
+        for adapters in dict.fromkeys((min(_USUAL_ADAPTERS, bucket), 1))
+        for quarters in (4, 3, 2)
+    ]
+    sparse = [(bucket, bucket)] if bucket <= max(ADAPTERS) else []
+    made = [next(_in_bucket(full, chunk_size, bucket)), *_in_bucket(sparse, chunk_size, bucket)]
+    return [*dict.fromkeys(found + made)]
+
+
+def _in_bucket(sizes: Iterable[tuple[int, int]], chunk_size: int, bucket: int) -> Iterator[Batch]:
+    """Of batches of so many tokens and adapters those that have such a bucket's number of segments."""
+    for tokens, adapters in sizes:
+        if adapters <= tokens:
+            batch = Batch(tokens, adapters, _segments(tokens, adapters, chunk_size).num_segments)
+            if rules.segment_bucket(batch.num_segments) == bucket:
+                yield batch
+
+
+def _several(batch: Batch) -> bool:
+    """Of several adapters, or of the one that its only token has."""
+    return batch.adapters > 1 or batch.tokens == 1
 
 
 def _task(key: rules.Key, own: Sequence[Batch], strangers: Sequence[Batch]) -> Task:

@@ -21,7 +21,7 @@ from csgmv.tuning.experience import Experience, far_apart
 from csgmv.tuning.hunt import Search, Shared
 from csgmv.tuning.lab import Screening, open_lab
 from csgmv.tuning.model import Device
-from csgmv.tuning.plan import Batch, Plan, Task, family, parts
+from csgmv.tuning.plan import Batch, Keys, Plan, Task, family, parts
 from csgmv.tuning.race import Bench, Samples
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
@@ -124,7 +124,7 @@ class RemoteBench:
 
 
 def tune(
-    plan: Plan,
+    plan: Plan | Keys,
     folder: Path,
     *,
     device: torch.device | None = None,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from codegen.defaults import on_average
-from codegen.source import records
+from csgmv import records
+from csgmv.baking.defaults import on_average
 from fabricated import ADD_LORA, BETTER, DEFAULT, EXPAND, document, finalist, record
 
 SAFE = (16, 32, 128, 1, 1, 4, 2, None)

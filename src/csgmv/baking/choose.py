@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from codegen.chunk_sizes import ChunkSizes, fastest
-from codegen.collect import Found
-from codegen.defaults import Defaults, on_average
-from codegen.source import records, rules
+from .. import records, rules
+from .chunk_sizes import ChunkSizes, fastest
+from .collect import Found
+from .defaults import Defaults, on_average
 
 Target = tuple[str, str]  # the GPU's name, the Triton version
 Table = dict[Target, dict[rules.Key, "rules.Row | None"]]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from codegen.source import records, rules
+from .. import records, rules
 
 ChunkSizes = dict[rules.Cell, int]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen.collect import MOST_BYTES, Faulty, collect
+from csgmv.baking.collect import MOST_BYTES, Faulty, collect
 from fabricated import document, put, record
 
 
@@ -33,6 +33,17 @@ def test_results_are_found_at_any_depth(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_may_be_read_alone(tmp_path: Path) -> None:
+    """Whatever stands beside it; it is checked like those of a folder."""
+    one = put(tmp_path, "one.json", document())
+    (tmp_path / "notes.txt").write_text("not read")
+    assert [found.file for found in collect(one).found] == ["one.json"]
+    (link := tmp_path / "link.json").symlink_to(one)
+    for path, fault in ((link, "a plain file, got a link"), (tmp_path / "notes.txt", "only .json files")):
+        (told,) = refusal(path)
+        assert told.startswith(f"{path}: $: expected {fault}")
+
+
 def test_every_fault_of_every_file_is_told(tmp_path: Path) -> None:
     """One bad file does not hide another, and one fault not the next."""
     put(tmp_path, "x/one.json", document(record(noise_us=-1), gpu=None))
@@ -50,7 +61,9 @@ def test_no_results_are_a_fault(tmp_path: Path) -> None:
     """A wheel with an empty table would look as if all were well."""
     (tmp_path / "README.md").write_text("# Raw results")
     assert refusal(tmp_path) == [f"{tmp_path}: expected raw results, got none"]
-    assert refusal(tmp_path / "nowhere") == [f"{tmp_path / 'nowhere'}: expected raw results, got no such folder"]
+    assert refusal(tmp_path / "nowhere") == [
+        f"{tmp_path / 'nowhere'}: expected raw results, got no such file or folder"
+    ]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x/README.md", ".result.json.tmp", "result.json.orig", "\x1b[2J.json"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from codegen.chunk_sizes import ChunkSizes, fastest
-from codegen.source import records, rules
+from csgmv import records, rules
+from csgmv.baking.chunk_sizes import ChunkSizes, fastest
 from fabricated import ADD_LORA, DEFAULT, EXPAND, document, record_of, timing
 
 SHRINK: dict[str, Any] = {"op": "shrink"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from codegen.choose import choose
-from codegen.collect import Found
-from codegen.source import records
+from csgmv import records
+from csgmv.baking.choose import choose
+from csgmv.baking.collect import Found
 from fabricated import BETTER, DEFAULT, document, finalist, record
 
 OTHER = [16, 64, 128, 1, 2, 8, 3, 96]

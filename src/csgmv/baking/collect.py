@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codegen.source import checks, records
+from .. import checks, records
 
 MOST_BYTES = 16 * 2**20  # a file of real results has some 100 kB
 
@@ -23,22 +23,25 @@ class Faulty(ValueError):
 
 
 class Found(NamedTuple):
-    """One result and the file that it stands in (relative to the folder of raw results)."""
+    """One result and the file that it stands in (relative to the folder that was read)."""
 
     file: str
     result: records.Result
 
 
 class Collected(NamedTuple):
-    """All results of a folder, and a digest that changes with their content alone: not with layout, place or time."""
+    """All results found, and a digest that changes with their content alone: not with layout, place or time."""
 
     found: list[Found]
     digest: str
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """What stands in the folder, at any depth and in a fixed order; links to folders are listed, not followed."""
-    for parent, folders, names in os.walk(folder):
+def _files(path: Path) -> Iterator[Path]:
+    """The file, or what stands in the folder, at any depth; links to folders are listed, not followed."""
+    if not path.is_dir():
+        yield from [path] if os.path.lexists(path) else []
+        return
+    for parent, folders, names in os.walk(path):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         yield from (Path(parent, name) for name in names + links)
 
@@ -59,8 +62,8 @@ def _read(file: Path) -> Any:
     return checks.parse(file.read_text(encoding="utf-8"))
 
 
-def collect(folder: Path) -> Collected:
-    """Reads every file of raw results below a folder.
+def collect(path: Path) -> Collected:
+    """Reads a file of raw results, or every one below a folder.
 
     Raises:
         Faulty: with every fault of every file, or because there is no result at all.
@@ -68,7 +71,8 @@ def collect(folder: Path) -> Collected:
     faults: list[str] = []
     found: list[Found] = []
     digest = hashlib.sha256()
-    for file in sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix()):
+    folder = path if path.is_dir() else path.parent
+    for file in sorted(_files(path), key=lambda file: file.relative_to(folder).as_posix()):
         if file == folder / "README.md":
             continue
         try:
@@ -85,7 +89,7 @@ def collect(folder: Path) -> Collected:
             found += (Found(name, result) for result in records.results(document))
             digest.update(f"{name}\0{json.dumps(document, sort_keys=True)}\0".encode())
     if not faults and not found:
-        faults = [f"{folder}: expected raw results, got {'none' if folder.is_dir() else 'no such folder'}"]
+        faults = [f"{path}: expected raw results, got {'none' if path.is_dir() else 'no such file or folder'}"]
     if faults:
         raise Faulty(faults)
     return Collected(found, f"sha256:{digest.hexdigest()}")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from codegen.source import fallback, records, rules
+from .. import fallback, records, rules
 
 Defaults = dict[str, dict[int, rules.Row]]  # by operation and number of rows
 

@@ -1,0 +1,5 @@
+"""Raw results → rows, chunk sizes and defaults: collect → choose, in which `chunk_sizes` and `defaults` are parts.
+
+Standard library only, like `rules`, and for the same reason: the codegen renders what is chosen as the generated table,
+`overlay` lays it over that table at run time.
+"""
