@@ -10,12 +10,18 @@ from pathlib import Path
 
 from codegen import CONFIGS, TABLE, Faulty, generate, write
 from codegen.regret import regrets, report
-from codegen.source import choose, rules
+from codegen.source import choose, kernel_hash, rules
 
 
 def _name(target: choose.Target, key: rules.Key) -> str:
     gpu, triton = target
     return f"{gpu}, Triton {triton}, {', '.join(f'{name} {value}' for name, value in key._asdict().items())}"
+
+
+def _stale(chosen: choose.Choice) -> int:
+    """How many rows were measured with kernels other than those of this source tree."""
+    today = kernel_hash.kernel_hash()
+    return sum(result.kernel_hash != today for result in chosen.results)
 
 
 def _report(choice: choose.Choice) -> Iterator[str]:
@@ -47,17 +53,22 @@ def _difference(text: str, out: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 1 where results are faulty or, with --check, the table is out of date."""
+    """Runs the command; the exit status is 1 where results are faulty or, with --check, something is out of date."""
     parser = argparse.ArgumentParser(prog="python -m codegen", description="Make the table of tuned configs.")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of raw results (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=TABLE, help="file to write (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
+    parser.add_argument(
+        "--fresh", action="store_true", help="with --check: fail also if rows were measured with other kernels"
+    )
     parser.add_argument(
         "--regret",
         action="store_true",
         help="write nothing; print what keys would lose that have to borrow their configs",
     )
     options = parser.parse_args(argv)
+    if options.fresh and not options.check:
+        parser.error("--fresh: expected together with --check")
     try:
         text, choice = generate(options.configs)
     except Faulty as error:
@@ -68,10 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.regret:
         return 0
     if options.check:
-        difference = _difference(text, options.out)
+        stale, difference = _stale(choice), _difference(text, options.out)
+        if stale:
+            old = f"{stale} of {len(choice.results)} rows were measured with other kernels than these"
+            print(f"{old}; `csgmv tune --stale` measures them again", file=sys.stderr)
         if difference:
             print(difference, file=sys.stderr)
-        return 1 if difference else 0
+        return 1 if difference or (stale and options.fresh) else 0
     print(f"{options.out}: {'written' if write(text, options.out) else 'up to date'}")
     return 0
 
