@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codegen.__main__ import main
-from codegen.source import ROOT
+from codegen.source import ROOT, kernel_hash
 from fabricated import ADD_LORA, BETTER, document, finalist, put, record, record_of, timing
 
 
@@ -216,3 +216,24 @@ def test_any_file_gives_faults_or_a_table_of_literals(tmp_path: Path, value: Any
     assert out.exists() == (status == 0)
     if status == 0:
         assert literals(out.read_text())["DIGEST"].startswith("sha256:")
+
+
+def test_rows_of_other_kernels_are_told_and_refused_on_request(
+    configs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table may be up to date and its rows not: a release asks for both."""
+    assert run(configs) == 0
+    assert run(configs, "--check") == 0
+    assert "2 of 2 rows were measured with other kernels than these; `csgmv tune --stale`" in capsys.readouterr().err
+    assert run(configs, "--check", "--fresh") == 1
+    for name in ("a.json", "b.json"):
+        path = configs / "h200" / name
+        content = json.loads(path.read_text())
+        content["runs"][0]["kernel_hash"] = kernel_hash.kernel_hash()
+        path.write_text(json.dumps(content))
+    assert run(configs) == 0
+    capsys.readouterr()
+    assert run(configs, "--check", "--fresh") == 0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        run(configs, "--fresh")

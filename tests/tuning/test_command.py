@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgmv import dispatch, fallback, misses, record_misses, rules
+from csgmv import dispatch, fallback, kernel_hash, misses, record_misses, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import command
 from csgmv.tuning.plan import Keys, Plan
@@ -134,6 +134,22 @@ def test_what_contradicts_a_file_of_misses_is_refused(missed: Path, tmp_path: Pa
         run("--layer", "o:96:48", "--dry-run")
     with pytest.raises(FileNotFoundError):
         run("--from-misses", str(tmp_path / "nowhere.json"), "--dry-run")
+
+
+def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Just these; where there are none, or another option says what to tune, that is told."""
+    current = document(record(chunk_size=64))
+    current["runs"][0]["kernel_hash"] = kernel_hash.kernel_hash()
+    put(tmp_path, "current.json", current)
+    stale = "--stale", "--out", str(tmp_path), "--dry-run"
+    with pytest.raises(ValueError, match="--stale: expected results of other kernels in .*, got none among 1 of"):
+        run(*stale)
+    put(tmp_path, "old.json", document(record()))
+    assert run(*stale) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "configs fit" in line]
+    assert [line.partition(" (")[0] for line in lines] == ["shrink   1024 → 3·64, bfloat16, chunk 16, bucket 8"]
+    with pytest.raises(ValueError, match="--stale: expected no other option on what to tune, got --rank"):
+        run(*stale, "--rank", "8")
 
 
 def test_what_was_tuned_is_loaded_at_once(

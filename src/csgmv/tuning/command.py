@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+import triton
 
-from csgmv import dispatch, layer_options, misses, overlay, rules
+from csgmv import dispatch, kernel_hash, layer_options, misses, overlay, rules
+from csgmv.baking.collect import collect
 from csgmv.tuning import model, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.tuner import Step, tune
 
 NO_GPU = 2
 FAILED = 1
-# What --from-misses says by itself, and what it is where it is not given.
+# What --from-misses and --stale say by themselves, and what it is where neither is given.
 _WHAT = {
     "model": None,
     "layer": [],
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="just the keys in a file that csgmv.record_misses wrote, instead of all the above",
     )
+    add("--stale", action="store_true", help="just the keys in FOLDER that were measured with other kernels than these")
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
@@ -117,15 +120,21 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
     Raises:
         ValueError: they contradict each other, or leave out what is needed.
     """
-    if args.from_misses is not None:
-        if given := [f"--{name.replace('_', '-')}" for name, usual in _WHAT.items() if getattr(args, name) != usual]:
-            raise ValueError(f"--from-misses: expected no other option on what to tune, got {', '.join(given)}")
+    if args.from_misses is not None or args.stale:
+        option = "--stale" if args.stale else "--from-misses"
+        given = [f"--{name.replace('_', '-')}" for name, usual in _WHAT.items() if getattr(args, name) != usual]
+        if args.stale and args.from_misses is not None:
+            given.append("--from-misses")
+        if given:
+            raise ValueError(f"{option}: expected no other option on what to tune, got {', '.join(given)}")
+        if args.stale:
+            return Keys(_stale(args.out))
         found = misses.read(args.from_misses)
         if not found:
             raise ValueError(f"--from-misses: expected a file with misses, got none in {args.from_misses}")
         return Keys([miss.key for miss in found])
     if args.rank is None:
-        raise ValueError("--rank: expected a number (or --from-misses FILE), got none")
+        raise ValueError("--rank: expected a number (or --from-misses FILE, or --stale), got none")
     return Plan(
         layers=layer_options.layers(args),
         max_rank=args.rank,
@@ -135,6 +144,25 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
         dtype=getattr(torch, args.dtype),
         ops=args.ops,
     )
+
+
+def _stale(folder: Path) -> list[rules.Key]:
+    """The keys whose results, of this GPU and Triton version, are of other kernels; without a GPU of any.
+
+    Raises:
+        ValueError: there are none, or a file of raw results is broken.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    today = kernel_hash.kernel_hash()
+    results = [found.result for found in collect(folder).found]
+    here = [result for result in results if gpu is None or (result.gpu, result.triton) == (gpu, triton.__version__)]
+    stale = [result.key for result in here if result.kernel_hash != today]
+    if not stale:
+        raise ValueError(
+            f"--stale: expected results of other kernels in {folder}, got none among {len(here)} of "
+            f"{'all GPUs' if gpu is None else f'{gpu} under Triton {triton.__version__}'}"
+        )
+    return stale
 
 
 def _load(folder: Path, plan: Plan | Keys) -> None:
