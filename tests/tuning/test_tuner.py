@@ -17,7 +17,8 @@ from csgmv.tuning import tuner
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.model import Device
 from csgmv.tuning.plan import Batch, Plan, Task, family, parts
-from csgmv.tuning.tuner import RemoteBench, Session, Step, schedule
+from csgmv.tuning.rig import RemoteBench
+from csgmv.tuning.tuner import Session, Step, schedule
 from csgmv.tuning.worker import Failure
 from searching import Farm, archive
 
