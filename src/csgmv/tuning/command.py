@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ from pathlib import Path
 import torch
 
 from csgmv import layer_options, rules
-from csgmv.tuning import model, space
+from csgmv.tuning import fleet, model, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Plan, Task
-from csgmv.tuning.tuner import Step, tune
+from csgmv.tuning.tuner import Step, Summary, tune
 
 NO_GPU = 2
 FAILED = 1
@@ -48,9 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
+    add("--processes", type=int, metavar="N", help="processes that compile for a GPU (as many as processors, less two)")
     add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
     add("--force", action="store_true", help="measure also what was measured already")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="tune on every GPU of the Ray cluster at ADDRESS, or else of the one that this machine belongs to",
+    )
     add("--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing")
 
 
@@ -60,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the options do not make a plan, or a file of raw results is broken.
     """
-    if not args.dry_run and not torch.cuda.is_available():
-        print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
+    if not args.dry_run and args.ray is None and not torch.cuda.is_available():
+        print("csgmv tune: needs a GPU, and torch finds none (--dry-run and --ray work without)", file=sys.stderr)
         return NO_GPU
     plan = Plan(
         layers=layer_options.layers(args),
@@ -76,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(plan)
     started = time.monotonic()
     with _progress() as report:
-        summary = tune(
+        summary = _tuner(args)(
             plan,
             args.out,
             force=args.force,
@@ -86,16 +94,22 @@ def run(args: argparse.Namespace) -> int:
             report=report,
         )
     seconds = time.monotonic() - started
+    gpu = "the GPU was" if args.ray is None else "the GPUs together were"
     print(f"{summary.tuned} keys tuned in {seconds:.0f} s into {args.out}; {summary.fresh} were there already")
     print(
-        f"{summary.binaries} binaries compiled; the GPU was measuring for {summary.measuring:.0f} s "
-        f"and waited {summary.waiting:.0f} s for compilations"
+        f"{summary.binaries} binaries compiled; {gpu} measuring for {summary.measuring:.0f} s "
+        f"and waiting for {summary.waiting:.0f} s for compilations"
     )
     if summary.left:
         print(f"{summary.left} keys are left; the same command goes on with them")
     if summary.failed:
         print(f"{summary.failed} keys have no config that works", file=sys.stderr)
     return FAILED if summary.failed else 0
+
+
+def _tuner(args: argparse.Namespace) -> Callable[..., Summary]:
+    """What tunes: this machine's GPU, or a cluster's."""
+    return tune if args.ray is None else functools.partial(fleet.tune, address=args.ray or None)
 
 
 def _dry_run(plan: Plan) -> int:
