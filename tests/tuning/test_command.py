@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from csgmv.models import LayerShape
-from csgmv.tuning import command
+from csgmv.tuning import command, fleet
 from csgmv.tuning.tuner import Step, Summary
 
 LLAMA = {
@@ -82,5 +82,32 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
 
 def test_something_to_tune_is_needed() -> None:
     """Neither a model nor a layer is an error that names both options."""
-    with pytest.raises(ValueError, match="--model, --layer: expected one of them"):
+    with pytest.raises(ValueError, match="--model, --adapter, --layer: expected one of them"):
         run("--rank", "12", "--dry-run")
+
+
+@pytest.mark.parametrize(("option", "address"), [(("--ray",), None), (("--ray", "head:6379"), "head:6379")])
+def test_a_cluster_is_tuned_without_a_gpu_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: tuple[str, ...],
+    address: str | None,
+) -> None:
+    """With the same options, at the address that was given; the rank is the adapter's."""
+    pytest.importorskip("transformers")
+    seen = {}
+
+    def tune(plan, folder, **options):  # type: ignore[no-untyped-def]
+        seen.update(plan=plan, folder=folder, **options)
+        return Summary(tuned=3, fresh=0, failed=0, left=0, measuring=80.0)
+
+    monkeypatch.setattr(fleet, "tune", tune)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    adapter = {"r": 24, "target_modules": ["o_proj"], "base_model_name_or_path": str(tmp_path)}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert run("--adapter", str(tmp_path), "--out", str(tmp_path / "c"), "--time-budget", "7.5", *option) == 0
+    assert (seen["address"], seen["folder"], seen["time_budget"]) == (address, tmp_path / "c", 7.5)
+    assert (seen["plan"].layers, seen["plan"].max_rank) == ([LayerShape("o", 96, (96,))], 24)
+    assert "the GPUs together were measuring for 80 s" in capsys.readouterr().out

@@ -239,7 +239,7 @@ def test_gpu_models_get_the_plan_each(traces: Path) -> None:
     assert (first.workers, first.resources) == (3, {"accelerator_type:X": 0.001})
     assert (second.workers, second.resources) == (1, {"accelerator_type:Y": 0.001})
     for other in (node("B", 1), node("B", 1, "X"), node("A", 1, "X", triton="3.7.0")):
-        with pytest.raises(ValueError, match="expected an accelerator type of their own on the nodes with [AB] and"):
+        with pytest.raises(ValueError, match=r"expected an accelerator type of their own on the nodes with [AB] and"):
             fleet._posts([node("A", 2, "X"), other], rig)
 
 

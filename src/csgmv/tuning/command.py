@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return NO_GPU
     plan = Plan(
         layers=layer_options.layers(args),
-        max_rank=args.rank,
+        max_rank=layer_options.rank(args),
         chunk_sizes=args.chunk_sizes,
         tokens=args.tokens,
         adapters=args.adapters,
