@@ -81,7 +81,7 @@ def pids(traces: Path) -> set[int]:
     return {int(path.name) for path in traces.iterdir() if path.name.isdigit()}
 
 
-def wait_until_gone(gone: set[int], seconds: float = 20.0) -> None:
+def wait_until_gone(gone: set[int], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while running := [pid for pid in gone if alive(pid)]:
         assert time.monotonic() < deadline, f"still there: {running}"
@@ -191,10 +191,65 @@ def test_a_killed_driver_leaves_whole_files(tmp_path: Path, traces: Path, cluste
 
 
 @pytest.mark.usefixtures("cluster")
-def test_no_node_with_a_gpu_is_told(tmp_path: Path) -> None:
-    """And so is a node with other kernels; no file is touched."""
+def test_a_unit_that_is_lost_for_good_is_told(tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are tuned, its keys are left, and what it had handed in is kept."""
+    monkeypatch.setattr(fleet, "RETRIES", 0)
+    with pytest.warns(RuntimeWarning, match="a unit of keys was lost: "):
+        summary = fleet.tune(PLAN, tmp_path / "fleet", rig=HashRig(traces, fatal=(3, 150)))
+    found = Counter(key.num_slices for key in keys_in(tmp_path / "fleet"))
+    wanted = Counter(key.num_slices for key in KEYS)
+    assert 0 < found[3] < wanted[3]
+    assert found == {**wanted, 3: found[3]}
+    assert (summary.tuned, summary.failed, summary.left) == (found.total(), 0, wanted[3] - found[3])
+
+
+KINDS = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from csgmv.models import LayerShape
+from csgmv.tuning import fleet
+from csgmv.tuning.plan import Plan
+from rigs import HashRig
+
+folder, traces = map(Path, sys.argv[1:])
+node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+head = {**node, "resources": {"accelerator_type:A": 1}, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+cluster.add_node(**node, resources={"accelerator_type:B": 1})
+ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+plan = Plan((LayerShape("o", 96, (48,)),), 12, chunk_sizes=(16,), tokens=(3, 77))
+for _ in range(2):
+    print(*fleet.tune(plan, folder, rig=HashRig(traces))[:4])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_each_gpu_model_has_files_of_its_own(tmp_path: Path, traces: Path) -> None:
+    """Two nodes that differ: every key is measured on both, is kept under both names, and is fresh for both."""
+    pytest.importorskip("ray")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KINDS, str(tmp_path / "fleet"), str(traces)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
+    assert (first[1:], second[0], second[2:]) == ((0, 0, 0), 0, (0, 0))
+    assert first[0] == second[1] == 2 * len(set(keys_in(tmp_path / "fleet" / "a")))
+    assert Counter(keys_in(tmp_path / "fleet" / "a")) == Counter(keys_in(tmp_path / "fleet" / "b"))
+    for name in ("a", "b"):
+        assert {document["gpu"] for document in documents(tmp_path / "fleet" / name).values()} == {name.upper()}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nodes_that_cannot_take_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so are nodes with other kernels than ours; no file is touched."""
     with pytest.raises(ValueError, match="cluster: expected nodes with a GPU, got none among 1 nodes"):
         fleet.tune(PLAN, tmp_path / "fleet")
+    monkeypatch.setattr(fleet, "kernel_hash", lambda: "sha256:" + "0" * 64)
+    with pytest.raises(ValueError, match=r"expected the kernels of this csgmv, sha256:00000000…, on every node, got"):
+        fleet.tune(PLAN, tmp_path / "fleet", rig=HashRig(tmp_path))
     assert not (tmp_path / "fleet").exists()
 
 

@@ -45,7 +45,7 @@ def on_disk(folder: Path) -> Kept:
     return found
 
 
-def killed(folder: Path, after: float | None = None, prepare: Callable[[], None] = lambda: None) -> bool:
+def killed(folder: Path, after: float = 60.0, prepare: Callable[[], None] = lambda: None) -> bool:
     """Run in a process of its own, which is killed after so many seconds or kills itself; whether it was."""
 
     def work() -> None:
