@@ -82,6 +82,37 @@ def drive(
         return found[0] if found else None
 
 
+class HashBench:
+    """A config's time is a hash of it; `broken` says which keys' configs crash, `stop` is called at each screening."""
+
+    def __init__(
+        self, broken: Callable[[rules.Key], bool] = lambda _: False, stop: Callable[[int], None] = lambda _: None
+    ):
+        self.broken, self.stop, self.screens = broken, stop, 0
+
+    def check(self, key: rules.Key, _: rules.Row) -> float:
+        """Right, unless the key is a broken one."""
+        if self.broken(key):
+            raise Failure("crashed with exit status -11")
+        return 0.0
+
+    def screen(self, _task: Task, row: rules.Row, _stop_above: float) -> Screening:
+        """The hash; `stop` may interrupt here."""
+        self.screens += 1
+        self.stop(self.screens)
+        return Screening(self._us(row), 3, False)
+
+    def race(
+        self, _: rules.Key, _batch: Batch, rows: Sequence[rules.Row], rounds: int
+    ) -> tuple[list[list[float]], int]:
+        """The hash, without noise."""
+        return [[self._us(row)] * rounds for row in rows], 8
+
+    @staticmethod
+    def _us(row: rules.Row) -> float:
+        return 5.0 + sum((value or 0) * (i + 7) % 13 for i, value in enumerate(row)) / 10
+
+
 class Farm:
     """Compiles at once; a row is one binary, shared by the keys of a family."""
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from csgmv.models import GATED_DENSE, QWEN3_EMBEDDING_0_6B, LayerShape, layer_shapes, parse_layer
+from csgmv.decoders import GATED_DENSE, MIXTURES, groups
+from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape, layer_shapes, parse_layer
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -111,8 +112,8 @@ def test_uneven_splits_are_refused(config: dict[str, object], tp: int, message: 
 def test_mixtures_of_experts_are_refused_by_name(tmp_path: Path) -> None:
     """The message has the model's type, what gave it away, and the way out."""
     pytest.importorskip("transformers")
-    config = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}
-    with pytest.raises(ValueError, match=r"'mixtral', a mixture of experts \(.*num_local_experts = 4.*--layer"):
+    config = {**LLAMA, "model_type": "jamba", "num_local_experts": 4}
+    with pytest.raises(ValueError, match=r"'jamba', a mixture of experts \(.*num_local_experts = 4.*--layer"):
         layer_shapes(folder(tmp_path, config))
 
 
@@ -169,6 +170,138 @@ def test_every_listed_type_builds_these_layers(kind: str) -> None:
     }
     assert built == {name: expected[name] for name in built}
     assert {"o_proj", "down_proj"} < built.keys()
+
+
+# What each mixture needs beside the usual sizes; layer 0 is one without experts, where the type has such layers.
+_DEEPSEEK = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 40,
+    "num_key_value_heads": 6,
+}
+_FIRST_DENSE = {"n_routed_experts": 4, "n_shared_experts": 2, "moe_intermediate_size": 40, "first_k_dense_replace": 1}
+_LISTED_DENSE = {"num_experts": 4, "moe_intermediate_size": 40, "mlp_only_layers": [0]}
+MIXED: dict[str, dict[str, object]] = {
+    "deepseek_v2": _DEEPSEEK | _FIRST_DENSE,
+    "deepseek_v3": _DEEPSEEK | _FIRST_DENSE,
+    "dots1": {**_FIRST_DENSE, "head_dim": 24},
+    "ernie4_5_moe": {"moe_num_shared_experts": 2, "moe_intermediate_size": 40, "moe_layer_start_index": 1},
+    "glm4_moe": {**_FIRST_DENSE, "head_dim": 24},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 24},
+    "llama4_text": {"num_local_experts": 4, "intermediate_size_mlp": 200, "moe_layers": [1], "head_dim": 24},
+    "mixtral": {"num_local_experts": 4},
+    "olmoe": {"num_experts": 4},
+    "phimoe": {"num_local_experts": 4},
+    "qwen2_moe": {**_LISTED_DENSE, "shared_expert_intermediate_size": 56},
+    "qwen3_moe": {**_LISTED_DENSE, "head_dim": 24},
+    "qwen3_vl_moe_text": {**_LISTED_DENSE, "head_dim": 24},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MIXTURES))
+def test_the_dense_parts_of_mixtures_are_those_that_transformers_builds(kind: str) -> None:
+    """Every linear layer outside of routers and experts, by its path: nothing is missing, nothing is made up."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if kind not in mapping:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 136}
+    ends = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = mapping[kind](**{**sizes, **ends, "num_hidden_layers": 2, **MIXED[kind]})
+    with torch.device("meta"):
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError:  # the text part of a multimodal model
+            model = transformers.AutoModel.from_config(config)
+    built = {
+        name.partition("layers.")[2].partition(".")[2]: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name and ".experts." not in name
+    }
+    built = {name: size for name, size in built.items() if name.endswith(("_proj", "_proj_with_mqa"))}
+    found = {
+        module: (group.input_dim, width)
+        for group in groups(config, 1)
+        for module, width in zip(group.modules, group.slice_widths)
+        if "." in module
+    }
+    assert found == built
+
+
+def test_mixtures_without_plain_layers_have_no_mlp_but_the_shared_one() -> None:
+    """Which layers have experts is the config's to say; a shared MLP has names of its own and is split alike."""
+    config = SimpleNamespace(
+        **{**LLAMA, "model_type": "qwen2_moe"},
+        num_experts=4,
+        shared_expert_intermediate_size=56,
+        mlp_only_layers=[],
+        decoder_sparse_step=1,
+    )
+    assert shapes(layer_shapes(config, tp=2)) == {
+        "qkv": (96, (48, 16, 16)),
+        "o": (48, (96,)),
+        "shared_gate_up": (96, (28, 28)),
+        "shared_down": (28, (96,)),
+    }
+    config.decoder_sparse_step = 2
+    assert shapes(layer_shapes(config))["down"] == (264, (96,))
+
+
+def test_merged_projections_give_both_calls() -> None:
+    """Phi-3's adapters have one A for q, k and v: engines repeat it for each slice, or make one slice of all."""
+    found = shapes(layer_shapes(SimpleNamespace(**{**LLAMA, "model_type": "phi3"}), tp=2))
+    assert found == {
+        "qkv": (96, (48, 16, 16)),
+        "qkv_proj": (96, (80,)),
+        "o": (48, (96,)),
+        "gate_up": (96, (132, 132)),
+        "gate_up_proj": (96, (264,)),
+        "down": (132, (96,)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["q_proj", "v_proj"], ["qkv"]),
+        (["self_attn.o_proj", "model.layers.3.mlp.up_proj"], ["o", "gate_up"]),
+        ("all-linear", ["qkv", "o", "gate_up", "down"]),
+        (r".*\.layers\.[2-3]\..*(down|o)_proj", ["o", "down"]),
+        (r"model\.language_model\..*\.k_proj", ["qkv"]),
+        (["down_proj", "lm_head", "embed_tokens"], ["down", "lm_head"]),
+        (["gate_proj", "embed_tokens"], ["gate_up", "embed_tokens"]),
+    ],
+)
+def test_targets_choose_layers(targets: str | list[str], names: list[str]) -> None:
+    """By the ends of paths, or by one expression for whole paths; logits and embeddings only if they are named."""
+    config = SimpleNamespace(**LLAMA, vocab_size=1001, num_hidden_layers=4)
+    found = shapes(layer_shapes(config, targets=targets))
+    assert list(found) == names
+    if "lm_head" in names:
+        assert found["lm_head"] == (96, (1001,))
+        assert shapes(layer_shapes(config, tp=2, targets=targets))["lm_head"] == (96, (501,))
+    if "embed_tokens" in names:
+        assert found["embed_tokens"][1] == (96,)
+
+
+def test_targets_that_are_no_layers_are_told() -> None:
+    """Some of them: a warning that names them; all of them: an error with the dimensions to pass by hand."""
+    config = SimpleNamespace(**LLAMA)
+    with pytest.warns(UserWarning, match=r"left out fc1, conv; pass its layers by hand.*hidden_size = 96"):
+        assert list(shapes(layer_shapes(config, targets=["fc1", "o_proj", "conv"]))) == ["o"]
+    with pytest.raises(ValueError, match=r"expected any of self_attn\.q_proj, .*got \['fc1'\]; pass its layers"):
+        layer_shapes(config, targets=["fc1"])
+
+
+def test_what_cannot_be_read_comes_with_the_dimensions_to_pass() -> None:
+    """Each layer's form in the config's own terms, and what the config says of these."""
+    with pytest.raises(ValueError, match="expected one of") as caught:
+        layer_shapes(SimpleNamespace(**{**LLAMA, "model_type": "nemotron"}, head_dim=8))
+    message = str(caught.value)
+    assert "o:heads*head_dim:hidden_size" in message
+    assert "hidden_size = 96, num_attention_heads = 12, num_key_value_heads = 4, head_dim = 8" in message
 
 
 def test_layers_by_hand() -> None:

@@ -250,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
         return NO_GPU
     done = warmup(
         layer_options.layers(args),
-        max_rank=args.rank,
+        max_rank=layer_options.rank(args),
         max_tokens=args.max_tokens,
         max_loras=args.max_loras,
         dtype=getattr(torch, args.dtype),

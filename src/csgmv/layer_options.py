@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from csgmv import rules
+from csgmv import peft_adapter, rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 
 
-def add_arguments(group: argparse._ArgumentGroup, *, rank_required: bool = True) -> None:
-    """Add --model, --layer, --rank, --tp, --dtype, --ops and --trust-remote-code."""
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add --model, --adapter, --layer, --rank, --tp, --dtype, --ops and --trust-remote-code."""
     add = group.add_argument
     add("--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json")
     add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
-    add("--rank", type=int, required=rank_required, metavar="N", help="max_rank of the adapters, 1 to 256")
+    add(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="with an adapter_config.json: its rank, the layers that it targets, and its model if no --model is given; "
+        "repeatable",
+    )
+    add("--rank", type=int, metavar="N", help="max_rank of the adapters, 1 to 256 (the largest of --adapter)")
     add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
     add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
@@ -24,11 +34,38 @@ def layers(args: argparse.Namespace) -> list[LayerShape]:
     """The layers asked for, each shape once.
 
     Raises:
-        ValueError: there are none, or what was given is no layer or model.
+        ValueError: there are none, or what was given is no layer, model or adapter.
     """
-    if not args.model and not args.layer:
-        raise ValueError("--model, --layer: expected one of them, got neither")
+    if not args.model and not args.layer and not args.adapter:
+        raise ValueError("--model, --adapter, --layer: expected one of them, got none")
     found = [parse_layer(text) for text in args.layer]
-    for tp in args.tp if args.model else ():
-        found += layer_shapes(args.model, tp, args.trust_remote_code)
+    adapters = [peft_adapter.read(folder) for folder in args.adapter]
+    for folder, adapter in zip(args.adapter, adapters):
+        if not (args.model or adapter.base):
+            raise ValueError(f"--adapter: expected --model too, since {folder} does not name its model, got none")
+    sources: list[tuple[str, peft_adapter.Targets | None]]
+    sources = [(args.model or adapter.base, adapter.targets) for adapter in adapters]
+    if args.model and not adapters:
+        sources = [(args.model, None)]
+    for tp in args.tp:
+        for model, targets in sources:
+            found += layer_shapes(model, tp, args.trust_remote_code, targets)
     return list({(layer.input_dim, layer.slice_widths): layer for layer in reversed(found)}.values())[::-1]
+
+
+def rank(args: argparse.Namespace) -> int:
+    """The max_rank asked for.
+
+    Raises:
+        ValueError: there is none, it is less than an adapter's, or an adapter's folder cannot be read.
+    """
+    ranks = {folder: peft_adapter.read(folder).rank for folder in args.adapter}
+    if args.rank is None and not ranks:
+        raise ValueError("--rank: expected a number, since there is no --adapter, got none")
+    if args.rank is None:
+        return max(ranks.values())
+    for folder, own in ranks.items():
+        if args.rank < own:
+            raise ValueError(f"--rank: expected at least {own}, the rank of {folder}, got {args.rank}")
+    max_rank: int = args.rank
+    return max_rank

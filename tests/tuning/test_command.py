@@ -11,7 +11,7 @@ import torch
 
 from csgmv import dispatch, fallback, kernel_hash, misses, record_misses, rules
 from csgmv.models import LayerShape
-from csgmv.tuning import command
+from csgmv.tuning import command, fleet
 from csgmv.tuning.plan import Keys, Plan
 from csgmv.tuning.tuner import Step, Summary
 from fabricated import document, put, record
@@ -86,7 +86,7 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
 
 def test_something_to_tune_is_needed() -> None:
     """Neither a model nor a layer is an error that names both options."""
-    with pytest.raises(ValueError, match="--model, --layer: expected one of them"):
+    with pytest.raises(ValueError, match="--model, --adapter, --layer: expected one of them"):
         run("--rank", "12", "--dry-run")
 
 
@@ -142,7 +142,7 @@ def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pyt
     current["runs"][0]["kernel_hash"] = kernel_hash.kernel_hash()
     put(tmp_path, "current.json", current)
     stale = "--stale", "--out", str(tmp_path), "--dry-run"
-    with pytest.raises(ValueError, match="--stale: expected results of other kernels in .*, got none among 1 of"):
+    with pytest.raises(ValueError, match=r"--stale: expected results of other kernels in .*, got none among 1 of"):
         run(*stale)
     put(tmp_path, "old.json", document(record()))
     assert run(*stale) == 0
@@ -183,3 +183,30 @@ def test_what_was_tuned_is_loaded_at_once(
         "loaded: 1 rows, 0 keys that keep the default, chunk sizes for 1 cells of batches; "
         "1 of the 3 keys asked for launch with their own"
     )
+
+
+@pytest.mark.parametrize(("option", "address"), [(("--ray",), None), (("--ray", "head:6379"), "head:6379")])
+def test_a_cluster_is_tuned_without_a_gpu_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: tuple[str, ...],
+    address: str | None,
+) -> None:
+    """With the same options, at the address that was given; the rank is the adapter's."""
+    pytest.importorskip("transformers")
+    seen = {}
+
+    def tune(plan, folder, **options):  # type: ignore[no-untyped-def]
+        seen.update(plan=plan, folder=folder, **options)
+        return Summary(tuned=3, fresh=0, failed=0, left=0, measuring=80.0)
+
+    monkeypatch.setattr(fleet, "tune", tune)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    adapter = {"r": 24, "target_modules": ["o_proj"], "base_model_name_or_path": str(tmp_path)}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert run("--adapter", str(tmp_path), "--out", str(tmp_path / "c"), "--time-budget", "7.5", *option) == 0
+    assert (seen["address"], seen["folder"], seen["time_budget"]) == (address, tmp_path / "c", 7.5)
+    assert (seen["plan"].layers, seen["plan"].max_rank) == ([LayerShape("o", 96, (96,))], 24)
+    assert "the GPUs together were measuring for 80 s" in capsys.readouterr().out

@@ -135,6 +135,17 @@ def test_another_batch_or_key_is_not_fresh(tmp_path: Path) -> None:
     assert one.fresh(task(KEY._replace(max_rank=13))) is None
 
 
+def test_records_of_other_machines_that_take_part_are_fresh(tmp_path: Path) -> None:
+    """Each is kept with the run that it comes from; without that machine it is not fresh."""
+    other = dataclasses.replace(RUN, driver="570.1")
+    both = Archive(tmp_path, "NVIDIA H200", "3.6.0", RUN, other)
+    both.add(KEY, measured(), other)
+    again = Archive(tmp_path, "NVIDIA H200", "3.6.0", RUN, other)
+    assert again.fresh(task()) is not None
+    assert [run["driver"] for run in checks.parse(both.path(KEY).read_text())["runs"]] == ["570.1"]
+    assert archive(tmp_path).fresh(task()) is None
+
+
 @pytest.mark.parametrize("at", ["write", "replace"])
 def test_killed_while_writing_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """Ctrl-C in the middle of writing, or just before the new file takes the old one's place; nothing is left lying."""

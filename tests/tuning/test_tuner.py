@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +14,20 @@ import torch
 from csgmv import checks, records, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import tuner
-from csgmv.tuning.lab import Screening
 from csgmv.tuning.model import Device
-from csgmv.tuning.plan import Batch, Plan, Task, family, parts
-from csgmv.tuning.tuner import RemoteBench, Session, Step, schedule
+from csgmv.tuning.plan import Plan, family, parts
+from csgmv.tuning.rig import RemoteBench
+from csgmv.tuning.tuner import Session, Step, schedule
 from csgmv.tuning.worker import Failure
-from searching import Farm, archive
+from searching import Farm, HashBench, archive
 
 DEVICE = Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 PLAN = Plan((LayerShape("o", 96, (48,)), LayerShape("down", 176, (48,))), 12, chunk_sizes=(16, 32), tokens=(3, 77))
 
 
-class Bench:
-    """A config's time is a hash of it; `broken` says which tasks' configs crash."""
-
-    def __init__(
-        self, broken: Callable[[rules.Key], bool] = lambda _: False, stop: Callable[[int], None] = lambda _: None
-    ):
-        self.broken, self.stop, self.screens = broken, stop, 0
-
-    def check(self, key: rules.Key, _: rules.Row) -> float:
-        """Right, unless the key is a broken one."""
-        if self.broken(key):
-            raise Failure("crashed with exit status -11")
-        return 0.0
-
-    def screen(self, _task: Task, row: rules.Row, _stop_above: float) -> Screening:
-        """The hash; `stop` may interrupt here."""
-        self.screens += 1
-        self.stop(self.screens)
-        return Screening(self._us(row), 3, False)
-
-    def race(
-        self, _: rules.Key, _batch: Batch, rows: Sequence[rules.Row], rounds: int
-    ) -> tuple[list[list[float]], int]:
-        """The hash, without noise."""
-        return [[self._us(row)] * rounds for row in rows], 8
-
-    @staticmethod
-    def _us(row: rules.Row) -> float:
-        return 5.0 + sum((value or 0) * (i + 7) % 13 for i, value in enumerate(row)) / 10
-
-
-def session(folder: Path, bench: Bench, plan: Plan = PLAN, report: Callable[[Step], None] = lambda _: None) -> Session:
+def session(
+    folder: Path, bench: HashBench, plan: Plan = PLAN, report: Callable[[Step], None] = lambda _: None
+) -> Session:
     there = archive(folder)
     return Session(schedule(plan.tasks(), there, DEVICE.limits), DEVICE, bench, Farm(), there, report)
 
@@ -79,7 +50,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 def test_every_key_is_tuned_and_reported_once(tmp_path: Path) -> None:
     """All ops, layers and chunk sizes of a plan; progress counts up to the number of keys."""
     steps: list[Step] = []
-    summary = session(tmp_path, Bench(), report=steps.append).run()
+    summary = session(tmp_path, HashBench(), report=steps.append).run()
     keys = [task.key for task in PLAN.tasks()]
     assert Counter(keys_on_disk(tmp_path)) == Counter(keys)
     assert summary[:4] == (len(keys), 0, 0, 0)
@@ -91,8 +62,8 @@ def test_every_key_is_tuned_and_reported_once(tmp_path: Path) -> None:
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     """Unless it is told to measure all again."""
-    session(tmp_path, Bench()).run()
-    bench = Bench()
+    session(tmp_path, HashBench()).run()
+    bench = HashBench()
     assert session(tmp_path, bench).run()[:4] == (0, len(PLAN.tasks()), 0, 0)
     assert bench.screens == 0
     forced = schedule(PLAN.tasks(), archive(tmp_path), DEVICE.limits, force=True)
@@ -108,9 +79,9 @@ def test_an_interrupted_run_is_continued(tmp_path: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session(tmp_path, Bench(stop=interrupt)).run()
+        session(tmp_path, HashBench(stop=interrupt)).run()
     before = {path: records_of(path) for path in tmp_path.rglob("*.json")}
-    summary = session(tmp_path, Bench()).run()
+    summary = session(tmp_path, HashBench()).run()
     assert summary.fresh == sum(map(len, before.values()))
     assert summary.tuned == len(PLAN.tasks()) - summary.fresh
     assert Counter(keys_on_disk(tmp_path)) == Counter(task.key for task in PLAN.tasks())
@@ -121,7 +92,7 @@ def test_an_interrupted_run_is_continued(tmp_path: Path, after: int) -> None:
 def test_add_lora_alone_searches_its_parts_without_keeping_them(tmp_path: Path) -> None:
     """The parts are not asked for, so no record of them is written; they are not counted either."""
     plan = Plan(PLAN.layers, 12, chunk_sizes=(16,), tokens=(77,), adapters=(7,), ops=("add_lora",))
-    summary = session(tmp_path, Bench(), plan).run()
+    summary = session(tmp_path, HashBench(), plan).run()
     assert summary[:4] == (2, 0, 0, 0)
     assert {key.op for key in keys_on_disk(tmp_path)} == {"add_lora"}
 
@@ -129,13 +100,13 @@ def test_add_lora_alone_searches_its_parts_without_keeping_them(tmp_path: Path) 
 def test_add_lora_takes_its_parts_from_earlier_records(tmp_path: Path) -> None:
     """After a run for shrink and expand, only joint configs are timed."""
     only = {"layers": PLAN.layers, "max_rank": 12, "chunk_sizes": (16,), "tokens": (77,), "adapters": (7,)}
-    session(tmp_path, Bench(), Plan(**only, ops=("shrink", "expand"))).run()  # type: ignore[arg-type]
+    session(tmp_path, HashBench(), Plan(**only, ops=("shrink", "expand"))).run()  # type: ignore[arg-type]
     joint = Plan(**only, ops=("add_lora",))  # type: ignore[arg-type]
     both = Plan(**only)  # type: ignore[arg-type]
     agenda = schedule(both.tasks(), archive(tmp_path), DEVICE.limits)
     assert [task.key.op for task in agenda.tasks] == ["add_lora"] * 2
     assert {part for task in joint.tasks() for part in parts(task.key)} == {task.key for task, _ in agenda.known}
-    bench = Bench()
+    bench = HashBench()
     session(tmp_path, bench, both).run()
     assert bench.screens < 2 * 50
 
@@ -143,7 +114,7 @@ def test_add_lora_takes_its_parts_from_earlier_records(tmp_path: Path) -> None:
 def test_a_key_without_a_working_config_is_told_and_left_out(tmp_path: Path) -> None:
     """The others are tuned; an add_lora key whose part has nothing falls back on its default."""
     steps: list[Step] = []
-    bench = Bench(broken=lambda key: key.op == "shrink" and key.input_dim == 96)
+    bench = HashBench(broken=lambda key: key.op == "shrink" and key.input_dim == 96)
     summary = session(tmp_path, bench, report=steps.append).run()
     failed = {step.task.key for step in steps if step.record is None}
     assert failed == {task.key for task in PLAN.tasks() if task.key.op == "shrink" and task.key.input_dim == 96}
@@ -153,7 +124,7 @@ def test_a_key_without_a_working_config_is_told_and_left_out(tmp_path: Path) -> 
 
 def test_the_time_budget_ends_a_run(tmp_path: Path) -> None:
     """What was done until then is kept, what is left is counted, and no further key is begun."""
-    bench = Bench(stop=lambda _: time.sleep(0.002))
+    bench = HashBench(stop=lambda _: time.sleep(0.002))
     summary = session(tmp_path, bench).run(deadline=time.monotonic() + 0.5)
     assert summary.left > 0
     assert summary.tuned == len(keys_on_disk(tmp_path)) == len(PLAN.tasks()) - summary.left

@@ -4,7 +4,8 @@ plan    which keys, and the batch each is timed on          lab      checks and 
 space   the configs worth trying                            measure  cold-cache times by CUDA graphs
 search  which of them to try next                           compile  fills Triton's cache in parallel
 race    the finalists against the default                   worker   processes that may crash
-record  the raw results on disk                             tuner    drives all of these
+record  the raw results on disk                             rig      one GPU, with what serves it
+tuner   drives all of these                                 fleet    the same on a Ray cluster
 """
 
 from csgmv.tuning.plan import Keys, Plan, Task

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +18,16 @@ import triton
 
 from csgmv import dispatch, kernel_hash, layer_options, misses, overlay, rules
 from csgmv.baking.collect import collect
-from csgmv.tuning import model, space
+from csgmv.tuning import fleet, model, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
-from csgmv.tuning.tuner import Step, tune
+from csgmv.tuning.tuner import Step, Summary, tune
 
 NO_GPU = 2
 FAILED = 1
 # What --from-misses and --stale say by themselves, and what it is where neither is given.
 _WHAT = {
     "model": None,
+    "adapter": [],
     "layer": [],
     "rank": None,
     "tp": [1],
@@ -46,7 +48,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `csgmv tune`."""
     what = parser.add_argument_group("what to tune")
-    layer_options.add_arguments(what, rank_required=False)
+    layer_options.add_arguments(what)
     add = what.add_argument
     chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
     add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
@@ -69,10 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
+    add("--processes", type=int, metavar="N", help="processes that compile for a GPU (as many as processors, less two)")
     add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
     add("--force", action="store_true", help="measure also what was measured already")
     add("--then-load", action="store_true", help="load all results in FOLDER and say which keys launch with their own")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="tune on every GPU of the Ray cluster at ADDRESS, or else of the one that this machine belongs to",
+    )
     add("--dry-run", action="store_true", help="print the keys and the size of the search, measure nothing")
 
 
@@ -82,15 +91,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the options do not make a plan, or a file of raw results is broken.
     """
-    if not args.dry_run and not torch.cuda.is_available():
-        print("csgmv tune: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
+    if not args.dry_run and args.ray is None and not torch.cuda.is_available():
+        print("csgmv tune: needs a GPU, and torch finds none (--dry-run and --ray work without)", file=sys.stderr)
         return NO_GPU
     plan = _plan(args)
     if args.dry_run:
         return _dry_run(plan)
     started = time.monotonic()
     with _progress() as report:
-        summary = tune(
+        summary = _tuner(args)(
             plan,
             args.out,
             force=args.force,
@@ -100,10 +109,11 @@ def run(args: argparse.Namespace) -> int:
             report=report,
         )
     seconds = time.monotonic() - started
+    gpu = "the GPU was" if args.ray is None else "the GPUs together were"
     print(f"{summary.tuned} keys tuned in {seconds:.0f} s into {args.out}; {summary.fresh} were there already")
     print(
-        f"{summary.binaries} binaries compiled; the GPU was measuring for {summary.measuring:.0f} s "
-        f"and waited {summary.waiting:.0f} s for compilations"
+        f"{summary.binaries} binaries compiled; {gpu} measuring for {summary.measuring:.0f} s "
+        f"and waiting for {summary.waiting:.0f} s for compilations"
     )
     if summary.left:
         print(f"{summary.left} keys are left; the same command goes on with them")
@@ -112,6 +122,11 @@ def run(args: argparse.Namespace) -> int:
     if args.then_load and (summary.tuned or summary.fresh):
         _load(args.out, plan)
     return FAILED if summary.failed else 0
+
+
+def _tuner(args: argparse.Namespace) -> Callable[..., Summary]:
+    """What tunes: this machine's GPU, or a cluster's."""
+    return tune if args.ray is None else functools.partial(fleet.tune, address=args.ray or None)
 
 
 def _plan(args: argparse.Namespace) -> Plan | Keys:
@@ -133,11 +148,9 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
         if not found:
             raise ValueError(f"--from-misses: expected a file with misses, got none in {args.from_misses}")
         return Keys([miss.key for miss in found])
-    if args.rank is None:
-        raise ValueError("--rank: expected a number (or --from-misses FILE, or --stale), got none")
     return Plan(
         layers=layer_options.layers(args),
-        max_rank=args.rank,
+        max_rank=layer_options.rank(args),
         chunk_sizes=args.chunk_sizes,
         tokens=args.tokens,
         adapters=args.adapters,

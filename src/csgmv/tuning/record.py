@@ -88,12 +88,19 @@ class Run:
     l2: str
 
 
+_FREE = ("csgmv", "date", "seed")  # what of a run may differ in records that are fresh
+
+
 class Archive:
     """The raw results of one GPU and Triton version in a folder, as far as they are read and written by one run."""
 
-    def __init__(self, folder: Path, gpu: str, triton: str, run: Run) -> None:
-        """`folder` is the configs folder; files appear in it as records come in."""
+    def __init__(self, folder: Path, gpu: str, triton: str, run: Run, *others: Run) -> None:
+        """`folder` is the configs folder; files appear in it as records come in.
+
+        Records of the `others` count as fresh, too: of further machines that take part.
+        """
         self._folder, self._gpu, self._triton, self._run = folder, gpu, triton, run
+        self._current = [run, *others]
         self._documents: dict[rules.Key, dict[str, Any]] = {}
 
     def path(self, key: rules.Key) -> Path:
@@ -119,11 +126,11 @@ class Archive:
                 return record if same else None
         return None
 
-    def add(self, key: rules.Key, record: Record) -> None:
-        """Put a record in its file, in place of an older one of the same key."""
+    def add(self, key: rules.Key, record: Record, run: Run | None = None) -> None:
+        """Put a record in its file, in place of an older one of the same key; `run` None is the archive's own."""
         document = self._document(key)
         runs: list[dict[str, Any]] = document["runs"]
-        ours = dataclasses.asdict(self._run)
+        ours = dataclasses.asdict(run or self._run)
         if ours not in runs:
             runs.append(ours)
         bucket = (record.chunk_size, record.segment_bucket)
@@ -165,8 +172,10 @@ class Archive:
         }
 
     def _is_current(self, run: Mapping[str, Any]) -> bool:
-        ours = dataclasses.asdict(self._run)
-        return all(run[name] == ours[name] for name in ours if name not in ("csgmv", "date", "seed"))
+        return any(
+            all(run[name] == value for name, value in dataclasses.asdict(ours).items() if name not in _FREE)
+            for ours in self._current
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,38 +13,22 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from csgmv import dispatch, rules
-from csgmv.tuning.compile import Binary, CompileFarm, outcome
-from csgmv.tuning.environment import current_run
+from csgmv import rules
+from csgmv.tuning.compile import Binary, outcome
 from csgmv.tuning.experience import Experience, far_apart
 from csgmv.tuning.hunt import Search, Shared
-from csgmv.tuning.lab import Screening, open_lab
+from csgmv.tuning.lab import Screening
 from csgmv.tuning.model import Device
-from csgmv.tuning.plan import Batch, Keys, Plan, Task, family, parts
-from csgmv.tuning.race import Bench, Samples
+from csgmv.tuning.plan import Keys, Plan, Task, family, parts
+from csgmv.tuning.race import Bench
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
+from csgmv.tuning.rig import Compiling, Gpu, spare_processes
 from csgmv.tuning.search import search
 from csgmv.tuning.space import default_row
-from csgmv.tuning.worker import Failure, Worker, prepare
 
-MEASURE_SECONDS = 60.0
 FEW_KEYS, MOST_EFFORT = 100, 3  # a plan of so few keys or fewer has more compiled for each: there is time for it
 AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
-
-
-class Compiling(Protocol):
-    """What a session asks of the processes that compile. See compile.CompileFarm."""
-
-    @property
-    def binaries(self) -> int:
-        """How many were asked for."""
-
-    def missing(self, key: rules.Key, rows: Sequence[rules.Row]) -> Mapping[rules.Row, int]:
-        """How many binaries of each row nobody has asked for."""
-
-    def submit(self, key: rules.Key, rows: Sequence[rules.Row]) -> Mapping[rules.Row, Sequence[Future[Binary]]]:
-        """The futures of each row's binaries."""
 
 
 class Step(NamedTuple):
@@ -83,46 +66,6 @@ class Summary(NamedTuple):
     waiting: float = 0.0
 
 
-class RemoteBench:
-    """A lab in another process, asked once per config and shape whether the config is right."""
-
-    def __init__(self, worker: Worker) -> None:
-        """`worker` serves a `lab.Lab`."""
-        self.seconds = 0.0  # that it has been measuring
-        self._worker = worker
-        self._checked: dict[tuple[rules.Key, rules.Row], float | Failure] = {}
-
-    def check(self, key: rules.Key, row: rules.Row) -> float:
-        """See lab.Lab.check."""
-        shape = key._replace(segment_bucket=1)
-        if (shape, row) not in self._checked:
-            try:
-                self._checked[shape, row] = self._call("check", shape, row)
-            except Failure as failure:
-                self._checked[shape, row] = failure
-        known = self._checked[shape, row]
-        if isinstance(known, Failure):
-            raise known
-        return known
-
-    def screen(self, task: Task, row: rules.Row, stop_above: float) -> Screening:
-        """See lab.Lab.screen."""
-        screening: Screening = self._call("screen", task, row, stop_above)
-        return screening
-
-    def race(self, key: rules.Key, batch: Batch, rows: Sequence[rules.Row], rounds: int) -> tuple[Samples, int]:
-        """See lab.Lab.race."""
-        times: tuple[Samples, int] = self._call("race", key, batch, rows, rounds)
-        return times
-
-    def _call(self, method: str, *args: Any) -> Any:
-        begun = time.monotonic()
-        try:
-            return self._worker.call(method, *args, limit=MEASURE_SECONDS)
-        finally:
-            self.seconds += time.monotonic() - begun
-
-
 def tune(
     plan: Plan | Keys,
     folder: Path,
@@ -154,23 +97,23 @@ def tune(
         RuntimeError: there is no GPU.
     """
     started = time.monotonic()
-    prepare()
-    if not torch.cuda.is_available():
-        raise RuntimeError("tuning needs a GPU, and torch finds none")
-    device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
-    where = dispatch.target(device)
-    shown = Device(where.limits, torch.cuda.get_device_properties(device).multi_processor_count)
-    archive = Archive(folder, where.gpu, where.triton, current_run(device, seed))
-    agenda = schedule(plan.tasks(), archive, where.limits, force)
-    worker = Worker(open_lab, str(device), seed)
-    worker.start()
-    farm = CompileFarm(device, processes or max(1, len(os.sched_getaffinity(0)) - 2))
-    try:
-        session = Session(agenda, shown, RemoteBench(worker), farm, archive, report)
+    gpu = Gpu(device)
+    site = gpu.survey(seed)
+    archive = Archive(folder, site.gpu, site.triton, site.run)
+    agenda = schedule(plan.tasks(), archive, site.device.limits, force)
+    with gpu.opened(seed, processes or spare_processes()) as (bench, farm):
+        session = Session(agenda, site.device, bench, farm, archive, report)
         return session.run(None if time_budget is None else started + time_budget)
-    finally:
-        farm.close()
-        worker.close()
+
+
+class Store(Protocol):
+    """Where records come from and go to. See record.Archive."""
+
+    def fresh(self, task: Task) -> Mapping[str, Any] | None:
+        """The record of a task that need not be measured again."""
+
+    def add(self, key: rules.Key, record: Record) -> None:
+        """Keep a record."""
 
 
 @dataclass
@@ -182,12 +125,16 @@ class Agenda:
     known: list[tuple[Task, Ranking]]
     fresh: int
 
+    def effort(self) -> int:
+        """How many times over the allowances of its searches may be granted."""
+        return max(1, min(MOST_EFFORT, FEW_KEYS // max(1, len(self.tasks))))
 
-def schedule(tasks: Sequence[Task], archive: Archive, limits: rules.Limits, force: bool = False) -> Agenda:
+
+def schedule(tasks: Sequence[Task], store: Store, limits: rules.Limits, force: bool = False) -> Agenda:
     """Drop the tasks whose records are fresh, and add the parts of add_lora tasks where nobody asked for them."""
     wanted, known = [], list[tuple[Task, Ranking]]()
     for task in tasks:
-        record = None if force else archive.fresh(task)
+        record = None if force else store.fresh(task)
         if record is None:
             wanted.append(task)
         else:
@@ -243,15 +190,22 @@ class Session:
     """Drives the searches of an agenda: several are under way at once, of which one at a time measures."""
 
     def __init__(
-        self, agenda: Agenda, device: Device, bench: Bench, farm: Compiling, archive: Archive, report: Report
+        self,
+        agenda: Agenda,
+        device: Device,
+        bench: Bench,
+        farm: Compiling,
+        store: Store,
+        report: Report,
+        effort: int | None = None,
     ) -> None:
-        """`farm` compiles what searches ask for."""
+        """`farm` compiles what searches ask for. `effort` None is that of a run of this agenda alone."""
         self._agenda, self._device, self._bench = agenda, device, bench
-        self._farm, self._archive, self._report = farm, archive, report
+        self._farm, self._store, self._report = farm, store, report
         self._shared = Shared(
             Experience(device),
             {task.key: ranking for task, ranking in agenda.known},
-            effort=max(1, min(MOST_EFFORT, FEW_KEYS // max(1, len(agenda.tasks)))),
+            effort=agenda.effort() if effort is None else effort,
         )
         for task, ranking in agenda.known:
             if task.key.op != "add_lora":
@@ -318,5 +272,5 @@ class Session:
         return True
 
     def _save(self, task: Task, record: Record) -> None:
-        self._archive.add(task.key, record)
+        self._store.add(task.key, record)
         self._records[task.key] = record

@@ -1,0 +1,99 @@
+"""An adapter's folder, as PEFT saves it: what it targets, and its rank."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the one that makes logits
+_MODELS = ("model.", "model.language_model.", "language_model.model.")  # where models keep their decoder's layers
+Targets = Union[str, Sequence[str]]  # a regular expression for whole paths of modules, or how these end
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter: the model that it was made for ("" if nobody says), its largest rank, its target modules."""
+
+    base: str
+    rank: int
+    targets: Targets
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in a folder with an adapter_config.json.
+
+    Raises:
+        ValueError: there is none, it is broken, or it is no plain LoRA; what was expected and what came is named.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"adapter: expected a folder with an adapter_config.json, got {folder}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an object, got {config!r}")
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        raise ValueError(f"{path}: expected peft_type LORA, got {kind!r}")
+    if config.get("use_dora"):
+        raise ValueError(f"{path}: expected plain LoRA, got use_dora = {config['use_dora']!r}")
+    patterns = config.get("rank_pattern") or {}
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    for rank in ranks:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"{path}: expected r and rank_pattern to be positive integers, got {rank!r}")
+    return Adapter(config.get("base_model_name_or_path") or "", max(ranks), _targets(config, path))
+
+
+def _targets(config: dict[str, Any], path: Path) -> Targets:
+    found = config.get("target_modules")
+    names = [found] if isinstance(found, str) else found
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{path}: expected target_modules to be names or a regular expression, got {found!r}")
+    if isinstance(found, str) and found != ALL_LINEAR:
+        try:
+            re.compile(found)
+        except re.error as error:
+            wanted = "target_modules to be names or a regular expression"
+            raise ValueError(f"{path}: expected {wanted}, got {found!r}: {error}") from None
+        return found
+    return ALL_LINEAR if ALL_LINEAR in names else names
+
+
+def targeted(module: str, targets: Targets, num_layers: int) -> bool:
+    """Whether an adapter targets a module, in any of so many decoder layers. PEFT's rules.
+
+    Args:
+        module: its path in a decoder layer, such as "self_attn.q_proj"; or, without a dot, its name in the model.
+        targets: a regular expression, names, or ALL_LINEAR.
+        num_layers: of the decoder.
+    """
+    if targets == ALL_LINEAR:
+        return "." in module
+    if isinstance(targets, str):
+        return any(re.fullmatch(targets, path) for path in _paths(module, num_layers))
+    return any(_names(target, module) for target in targets)
+
+
+def unknown(targets: Targets, modules: Iterable[str]) -> list[str]:
+    """The target names that none of the modules has."""
+    if isinstance(targets, str):
+        return []
+    modules = list(modules)
+    return [target for target in targets if not any(_names(target, module) for module in modules)]
+
+
+def _names(target: str, module: str) -> bool:
+    """Whether one is the end of the other: targets may be longer or shorter than a path in a decoder layer."""
+    return f".{module}".endswith(f".{target}") or f".{target}".endswith(f".{module}")
+
+
+def _paths(module: str, num_layers: int) -> Iterator[str]:
+    if "." in module:
+        yield from (f"{model}layers.{index}.{module}" for model in _MODELS for index in range(num_layers))
+    else:
+        yield module
+        yield from (f"{model}{module}" for model in (*_MODELS, "language_model."))
