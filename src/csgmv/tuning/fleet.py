@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from csgmv import rules
 from csgmv.kernel_hash import kernel_hash
-from csgmv.tuning.plan import Plan, Task, family
+from csgmv.tuning.plan import Keys, Plan, Task, family
 from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.rig import Gpu, Rig, Site, spare_processes
 from csgmv.tuning.tuner import Agenda, Report, Session, Step, Summary, schedule
