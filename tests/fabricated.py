@@ -1,4 +1,4 @@
-"""Raw results made up for tests: valid as they come, to be bent out of shape from there."""
+"""Raw results and a model made up for tests: valid as they come, to be bent out of shape from there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 
 DEFAULT = [64, 16, 256, 1, 1, 4, 3, None]
 BETTER = [32, 32, 128, 2, 1, 4, 2, None]
+LLAMA = {  # config.json of a model
+    "model_type": "llama",
+    "hidden_size": 96,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 264,
+}
 
 
 def timing(row: list[Any], p50_us: float, samples: int = 48, **more: int) -> dict[str, Any]:

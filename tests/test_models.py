@@ -10,6 +10,7 @@ import pytest
 
 from csgmv.decoders import GATED_DENSE, MIXTURES, groups
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape, layer_shapes, parse_layer
+from fabricated import LLAMA
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -20,13 +21,6 @@ QWEN3 = {
     "intermediate_size": 3072,
     "num_hidden_layers": 28,
     "tie_word_embeddings": True,
-}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "intermediate_size": 264,
 }
 
 

@@ -10,14 +10,7 @@ import pytest
 
 from csgmv import layer_options, peft_adapter
 from csgmv.models import LayerShape
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "intermediate_size": 264,
-}
+from fabricated import LLAMA
 
 
 def adapter(folder: Path, **config: object) -> Path:

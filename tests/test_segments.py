@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from array import array
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgmv import grouping
+from csgmv import arguments, grouping
 from csgmv.adapters import Adapters
 from csgmv.grouping import group_tokens, segment_capacity
 from csgmv.segments import Segments
@@ -377,3 +380,13 @@ def test_device_defaults_to_the_gpu_and_mixed_devices_are_refused():
         Segments.from_sequences(torch.tensor([1], device="cuda"), [0], [8], [1.0])
     with pytest.raises(ValueError, match="device: expected every tensor on cpu or on the host"):
         Segments.from_tokens(torch.tensor([0], device="cuda"), [8], [1.0], device="cpu")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_launched_with_its_own_tensors(copied: Callable[[Segments], Segments]) -> None:
+    """Not with those of the original, whose place is known once it has been launched, and which may be gone."""
+    segments = Segments.from_sequences([5, 3], [1, 0], [8, 4], [1.0, 0.5], chunk_size=4, device="cpu")
+    assert arguments.batch_kind(segments) is arguments.batch_kind(segments)
+    twin = copied(segments)
+    assert arguments.batch_kind(twin)[1] == tuple(tensor.data_ptr() for tensor in twin.tensors)
+    assert [tensor.tolist() for tensor in twin.tensors] == [tensor.tolist() for tensor in segments.tensors]

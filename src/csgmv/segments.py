@@ -317,6 +317,10 @@ class Segments:
             staged = torch.empty(staged.numel(), dtype=torch.int32, device="cpu", pin_memory=True).copy_(staged)
         buffer[: staged.numel()].copy_(staged, non_blocking=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle has: not `_kind`, whose pointers are those of these very tensors."""
+        return {**vars(self), "_kind": None}
+
     def __repr__(self) -> str:
         return (
             f"Segments({self.num_tokens} tokens, {self.num_segments} segments of up to {self.chunk_size} rows, "

@@ -14,16 +14,8 @@ from csgmv.models import LayerShape
 from csgmv.tuning import command, fleet
 from csgmv.tuning.plan import Keys, Plan
 from csgmv.tuning.tuner import Step, Summary
-from fabricated import document, put, record
+from fabricated import LLAMA, document, put, record
 from laid import tables
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "intermediate_size": 264,
-}
 
 
 def run(*argv: str) -> int:

@@ -65,7 +65,7 @@ def segments(batch_info: BatchInfo) -> Segments:
 
     Under use_cuda_graph the segments are counted by weight_indices.shape[0], so that a graph captured with them replays
     right with any number; those past num_segments must then be of length zero, as sglang 0.5.23 leaves them (0.5.11
-    does not).
+    does not). An adapter's segments must follow one another, as they do where rows are sorted by adapter.
 
     Raises:
         TypeError: a tensor is of another dtype.
