@@ -5,7 +5,7 @@ Run as a program, in a process of its own, since the tests' process interprets k
     python tests/ahead_of_time.py '[["shrink", {"BLOCK_M": 64, …}, {"num_warps": 4}], …]'
 
 prints for each kernel, as JSON: how many global accesses of each width its PTX has, its shared memory, and the
-registers and spilled bytes that ptxas reports.
+registers and spilled bytes that ptxas reports; and how many dots of tensor cores it has.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
     widths = collections.Counter(
         f"{kind[:2]} {_bytes(kind, operands)}" for kind, operands in ACCESS.findall(compiled.asm["ptx"])
     )
-    return {"accesses": widths, "shared": compiled.metadata.shared, **_resources(compiled.asm["cubin"])}
+    dots = len(re.findall(r"\b(?:wg)?mma\.\w*sync\.", compiled.asm["ptx"]))
+    return {"accesses": widths, "dots": dots, "shared": compiled.metadata.shared, **_resources(compiled.asm["cubin"])}
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

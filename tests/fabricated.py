@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-DEFAULT = [64, 16, 256, 1, 1, 4, 3, None]
-BETTER = [32, 32, 128, 2, 1, 4, 2, None]
+DEFAULT = [64, 16, 256, 1, 1, 4, 3, None, False]
+BETTER = [32, 32, 128, 2, 1, 4, 2, None, False]
 LLAMA = {  # config.json of a model
     "model_type": "llama",
     "hidden_size": 96,
@@ -41,7 +41,7 @@ def record(
         "adapters": 5,
         "num_segments": 7,
         "default": None if default_us is None else timing(DEFAULT, default_us),
-        "candidates": [[BETTER, tuned_us, 12, False], [[16, 16, 64, 1, 1, 4, 2, 96], 31.5, 3, True]],
+        "candidates": [[BETTER, tuned_us, 12, False], [[16, 16, 64, 1, 1, 4, 2, 96, True], 31.5, 3, True]],
         "finalists": [finalist(BETTER, tuned_us)],
         "pruned": {"too much shared memory": 12},
         "failed": {},
@@ -61,7 +61,7 @@ def record(
 def document(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A file of shrink results; without records, one of one record."""
     return {
-        "schema": 2,
+        "schema": 3,
         "gpu": "NVIDIA H200",
         "triton": "3.6.0",
         "op": "shrink",
@@ -70,7 +70,17 @@ def document(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
         "max_rank": 64,
         "num_slices": 3,
         "dtype": "bfloat16",
-        "fields": ["block_m", "block_n", "block_k", "column_tiles", "split_k", "num_warps", "num_stages", "maxnreg"],
+        "fields": [
+            "block_m",
+            "block_n",
+            "block_k",
+            "column_tiles",
+            "split_k",
+            "num_warps",
+            "num_stages",
+            "maxnreg",
+            "sliced_k",
+        ],
         "runs": [
             {
                 "compute_capability": "9.0",

@@ -13,7 +13,8 @@ from codegen.source import choose, collect, records
 from fabricated import BETTER, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
-    input_dim: [32, 32, 128, 2, 1, 4, stages, None] for stages, input_dim in enumerate((512, 1024, 4096), start=2)
+    input_dim: [32, 32, 128, 2, 1, 4, stages, None, False]
+    for stages, input_dim in enumerate((512, 1024, 4096), start=2)
 }
 
 

@@ -24,10 +24,12 @@ def test_fields_are_those_of_the_rules() -> None:
     "config",
     [
         ShrinkConfig(block_n=32, split_k=4, maxnreg=128),
+        ShrinkConfig(block_m=16, sliced_k=True),
         ExpandConfig(column_tiles=3),
         ExpandConfig(block_k=64, num_stages=2, prefetch=True),
         AddLoraConfig(ShrinkConfig(num_warps=8), ExpandConfig(maxnreg=96), overlap=True),
         AddLoraConfig(expand=ExpandConfig(prefetch=True)),
+        AddLoraConfig(ShrinkConfig(block_m=16, num_warps=2, sliced_k=True)),
     ],
 )
 def test_rows_and_configs_are_the_same_thing(config: ShrinkConfig | ExpandConfig | AddLoraConfig) -> None:
@@ -46,11 +48,13 @@ def test_configs_cannot_be_changed_or_malformed() -> None:
         ShrinkConfig(block_n=48)
     with pytest.raises(ValueError, match="expand config: maxnreg: expected from 24 to 255 or null, got 0"):
         ExpandConfig(maxnreg=0)
+    with pytest.raises(ValueError, match="shrink config: sliced_k: expected true or false, got 1"):
+        ShrinkConfig(sliced_k=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expand config: prefetch: expected true or false, got 1"):
         ExpandConfig(prefetch=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="add_lora config: overlap: expected true or false, got 1"):
         AddLoraConfig(overlap=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shrink config: expected 8 values"):
+    with pytest.raises(ValueError, match="shrink config: expected 9 values"):
         from_row("shrink", (16, 16))
 
 
@@ -77,6 +81,36 @@ def test_the_default_takes_no_segments_together(chunk_size: int, rows: int) -> N
     config = default_config(key, rules.Limits(DEVICES["sm_90"]))
     assert isinstance(config, AddLoraConfig)
     assert (config.shrink.block_m, config.expand.block_m) == (rows, rows)
+
+
+@pytest.mark.parametrize("op", ["shrink", "add_lora"])
+@pytest.mark.parametrize(("chunk_size", "sliced"), [(1, True), (16, True), (17, False), (64, False), (512, False)])
+def test_the_default_shares_the_steps_of_a_low_tile(op: str, chunk_size: int, sliced: bool) -> None:
+    """Among its warps, where segments have 16 rows at most; with steps and a pipeline as everywhere else."""
+    widths = (1024,) if op == "add_lora" else ()
+    key = rules.Key(op, 4096, widths, 64, 1, "bfloat16", chunk_size, 8)
+    config = default_config(key, rules.Limits(DEVICES["sm_90"]))
+    shrink = config.shrink if isinstance(config, AddLoraConfig) else config
+    assert shrink == ShrinkConfig(block_m=rules.row_tile(64, chunk_size), sliced_k=sliced)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shared_memory", "block_k", "sliced"),
+    [
+        ("float16", 8191, 64, True),
+        ("float16", 4096, 64, True),
+        ("float16", 4095, 32, False),
+        ("float32", 8191, 32, False),
+    ],
+)
+def test_the_default_shares_no_steps_too_short_for_it(
+    dtype: str, shared_memory: int, block_k: int, sliced: bool
+) -> None:
+    """Four warps need steps of 64 columns: one of 16 rows and columns takes 4,096 bytes, twice that in float32."""
+    key = rules.Key("shrink", 4096, (), 16, 1, dtype, 16, 1)
+    config = default_config(key, rules.Limits(shared_memory))
+    assert isinstance(config, ShrinkConfig)
+    assert (config.block_k, config.sliced_k) == (block_k, sliced)
 
 
 def test_a_device_without_room_is_refused() -> None:

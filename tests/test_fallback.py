@@ -89,7 +89,7 @@ def test_a_default_that_was_best_is_not_borrowed() -> None:
 def test_a_row_that_does_not_fit_serves_nobody() -> None:
     """Neither exactly nor borrowed by its own layer: the next one does."""
     other = SHRINK._replace(segment_bucket=64)
-    large: Row = (64, 64, 256, 1, 1, 4, 3, None)
+    large: Row = (64, 64, 256, 1, 1, 4, 3, None, False)
     known = fallback.Tables({("NVIDIA H200", "3.6.0"): {tuple(SHRINK): large, tuple(other): SHRINK_ROW}})
     assert fallback.serve(SHRINK, H200, known).row == large
     small = H200._replace(limits=rules.LIMITS["8.6"])

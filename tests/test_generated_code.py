@@ -22,6 +22,7 @@ def shrink_case(config: ShrinkConfig, *, max_rank: int = 64, **constants: object
     flags = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, "GROUPED": False}
     constants = {**flags, **constants, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
     constants.setdefault("LAST_N", config.block_n)
+    constants["PARTS_K"] = config.num_warps if config.sliced_k else 1
     return ["shrink", {**constants, **blocks(config)}, options(config)]
 
 
@@ -54,6 +55,8 @@ def compiled(cases: list[list]) -> list[dict]:
 
 PREFILL_SHRINK = ShrinkConfig(block_m=128, block_n=64, block_k=64, column_tiles=3, num_warps=8, num_stages=4)
 DECODE_SHRINK = ShrinkConfig(block_m=16, block_n=32, block_k=128, split_k=8, num_warps=4, num_stages=2)
+SLICED_SHRINK = ShrinkConfig(block_m=16, block_n=32, block_k=256, num_warps=4, num_stages=3, sliced_k=True)
+SLICED_SPLIT_SHRINK = ShrinkConfig(16, 16, 256, column_tiles=2, split_k=8, num_warps=8, num_stages=2, sliced_k=True)
 PREFILL_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=8, num_stages=1, maxnreg=160)
 PIPELINED_EXPAND = ExpandConfig(64, 128, 64, column_tiles=8, num_warps=4, num_stages=3, prefetch=True)
 DECODE_EXPAND = ExpandConfig(16, 64, 32, column_tiles=2, num_warps=4, num_stages=1)
@@ -81,9 +84,21 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
             assert {kind for kind in accesses if kind.startswith("st")} == {"st 16"}, (case, accesses)
 
 
+def test_warps_that_share_steps_load_and_multiply_as_others_do() -> None:
+    """With 16-byte asynchronous copies and on tensor cores: a dot of three dimensions is not taken apart."""
+    sliced = [SLICED_SHRINK, SLICED_SPLIT_SHRINK]
+    cases = [shrink_case(config, **flags) for config in sliced for flags in ({}, {"BY_8": True}, {"GROUPED": True})]
+    for case, code in zip(cases, compiled(cases)):
+        accesses = code["accesses"]
+        assert accesses["cp 16"] >= 4, (case, accesses)
+        assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
+        assert code["dots"] >= 1, (case, code)
+        assert code["stack"] == 0, (case, code)
+
+
 def test_shared_memory_is_what_the_rules_estimate() -> None:
     """Never more than the estimate that configs are refused by, and not so little that it would refuse too many."""
-    shrinks = ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK
+    shrinks = ShrinkConfig(), PREFILL_SHRINK, DECODE_SHRINK, SLICED_SHRINK, SLICED_SPLIT_SHRINK
     expands = ExpandConfig(), PREFILL_EXPAND, PIPELINED_EXPAND, DECODE_EXPAND
     codes = compiled([*map(shrink_case, shrinks), *map(expand_case, expands)])
     for config, code in zip((*shrinks, *expands), codes):

@@ -315,6 +315,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{f"expand {name}": {"config": config(None, {name: value})} for name, value in {
         "block_m": 64, "block_n": 64, "block_k": 32, "column_tiles": 2, "num_warps": 8, "num_stages": 3,
         "maxnreg": 128, "prefetch": True}.items()},
+    "shrink sliced_k": {"config": config({"block_k": 64, "sliced_k": True})},
     "more splits": {"config": config({"split_k": 3})},
     "overlap": {"config": config(overlap=True)},
 }  # fmt: skip

@@ -10,6 +10,8 @@ from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora,
 
 ONE_PASS = ShrinkConfig(block_m=16, block_n=32, block_k=32, column_tiles=2)
 SPLIT = ShrinkConfig(block_m=16, block_n=16, block_k=32, split_k=4)
+SLICED = ShrinkConfig(block_m=16, block_n=32, block_k=128, column_tiles=2, num_warps=8, sliced_k=True)
+SLICED_SPLIT = ShrinkConfig(block_m=16, block_n=16, block_k=32, split_k=3, num_warps=2, sliced_k=True)
 WHOLE = ExpandConfig(block_m=16, block_n=32, block_k=64, column_tiles=2)
 STEPS = ExpandConfig(block_m=32, block_n=64, block_k=16)
 CONFIGS = {
@@ -19,12 +21,16 @@ CONFIGS = {
     "split, whole rank": AddLoraConfig(SPLIT, WHOLE),
     "split, rank in steps, overlapped": AddLoraConfig(SPLIT, STEPS, overlap=True),
     "split, whole rank, overlapped": AddLoraConfig(SPLIT, WHOLE, overlap=True),
+    "sliced, whole rank": AddLoraConfig(SLICED, WHOLE),
+    "sliced and split, rank in steps": AddLoraConfig(SLICED_SPLIT, STEPS),
+    "sliced and split, whole rank, overlapped": AddLoraConfig(SLICED_SPLIT, WHOLE, overlap=True),
 }
 BATCHES = {
     "mixed ranks, one empty slot": dict(
         ranks=[8, 3, 0, 16], max_rank=16, input_dim=64, widths=[64, 32, 32], num_tokens=37
     ),
     "odd dimensions": dict(ranks=[12, 5, 24], max_rank=24, input_dim=101, widths=[40, 0, 7, 9], num_tokens=29, extra=3),
+    "long rows": dict(ranks=[16, 7, 16], max_rank=16, input_dim=300, widths=[32, 8], num_tokens=21),
     "full rank": dict(ranks=[64, 64], max_rank=64, input_dim=128, widths=[128], num_tokens=70, chunk_size=64),
     "padded": dict(ranks=[40, 8, 48], max_rank=48, input_dim=64, widths=[16, 64], num_tokens=33, padded=True),
 }
@@ -55,7 +61,7 @@ def test_is_shrink_then_expand() -> None:
     assert torch.equal(two, added(batch, AddLoraConfig(ONE_PASS, WHOLE)))
 
 
-@pytest.mark.parametrize("name", ["split, whole rank", "split, whole rank, overlapped"])
+@pytest.mark.parametrize("name", ["split, whole rank", "split, whole rank, overlapped", "sliced, whole rank"])
 def test_same_inputs_same_bits(name: str) -> None:
     """Partials are summed in their order, whenever the programs that made them ran."""
     batch = make_batch([16, 7, 16], 16, 256, [64, 32], 90)

@@ -8,7 +8,7 @@ import triton
 from csgmv import cli, dispatch, fallback, rules
 
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
-ROW = (64, 32, 128, 1, 4, 4, 3, 128)
+ROW = (64, 32, 128, 1, 4, 4, 3, 128, False)
 TABLE = {("NVIDIA H200", "3.5.1"): {tuple(KEY): ROW, tuple(KEY._replace(segment_bucket=64)): None}}
 SHRINK = ["--op", "shrink", "--input-dim", "1024", "--slices", "3", "--rank", "64", "--chunk-size", "16"]
 H200 = ["--gpu", "NVIDIA H200", "--triton", "3.5.1"]
@@ -33,7 +33,7 @@ def test_an_exact_row_is_printed_field_by_field(capsys):
     assert "launch  shrink, input_dim 1024, slices 3, rank 64, bfloat16, chunk size 16, 6-11 segments\n" in text
     assert "on      NVIDIA H200, Triton 3.5.1" in text
     assert "step    exact\n" in text
-    fields = dict(line.split() for line in text.splitlines()[-8:])
+    fields = dict(line.split() for line in text.splitlines()[-9:])
     assert fields == {name: str(value) for name, value in zip(rules.FIELD_NAMES["shrink"], ROW)}
 
 
@@ -124,12 +124,12 @@ def test_a_launch_that_cannot_be_is_refused(argv, said, capsys):
 
 def test_batch_invariant_launches_have_one_config(capsys, monkeypatch):
     """That of 32 segments of 16 rows, but for tiles of 16 rows, whatever the segments."""
-    other = (64, 64, 64, 1, 4, 4, 3, 128)
+    other = (64, 64, 64, 1, 4, 4, 3, 128, False)
     rows = {tuple(KEY._replace(segment_bucket=32)): ROW, tuple(KEY._replace(segment_bucket=2)): other}
     monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables({("NVIDIA H200", "3.5.1"): rows}))
     usual = explain(capsys, *SHRINK, "--segments", "32", *H200)
     text = explain(capsys, *SHRINK[:-1], "128", "--segments", "2", "--batch-invariant", *H200)
     assert "chunk size 128, 2 segments, batch-invariant\n" in text
-    configs = [dict(line.split() for line in each.splitlines()[-8:]) for each in (usual, text)]
+    configs = [dict(line.split() for line in each.splitlines()[-9:]) for each in (usual, text)]
     assert configs[0]["block_m"] != "16"
     assert configs[1] == {**configs[0], "block_m": "16"}

@@ -24,7 +24,7 @@ from fabricated import BETTER, DEFAULT, document, finalist, put, record, record_
 from fake_gpu import fake_gpu
 from laid import tables
 
-OTHER = [16, 64, 128, 1, 2, 8, 3, 96]
+OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 H200 = ("NVIDIA H200", "3.6.0")
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)  # that of a document
 KNOWN = fallback.Tables(
@@ -78,7 +78,7 @@ def test_a_later_overlay_counts_over_an_earlier_one(tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> str:
-    return json.dumps(document()).replace('"schema": 2', '"schema": ' + "[" * depth + "]" * depth)
+    return json.dumps(document()).replace('"schema": 3', '"schema": ' + "[" * depth + "]" * depth)
 
 
 def twice(text: str) -> str:
@@ -230,7 +230,7 @@ def test_the_next_launch_takes_the_new_row(tmp_path: Path) -> None:
         before = [launched() for _ in range(2)]
         assert [way for way, _ in before] == ["long", "short"]
         shape = {"input_dim": 96, "max_rank": 8, "num_slices": 2, "dtype": "float16"}
-        put(tmp_path, "a.json", results(*H200, [32, 32, 64, 1, 1, 2, 4, 104], segments, **shape))
+        put(tmp_path, "a.json", results(*H200, [32, 32, 64, 1, 1, 2, 4, 104, True], segments, **shape))
         load_overlay(tmp_path)
         after = [launched() for _ in range(2)]
         assert [way for way, _ in after] == ["long", "short"]
@@ -239,7 +239,7 @@ def test_the_next_launch_takes_the_new_row(tmp_path: Path) -> None:
         assert before[0][1] != after[0][1]
 
 
-ROW = [32, 32, 32, 2, 3, 2, 2, None]
+ROW = [32, 32, 32, 2, 3, 2, 2, None, True]
 
 
 def test_a_gpu_that_no_table_knows_launches_tuned(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from csgmv import checks, records, rules
 from fabricated import BETTER, DEFAULT, document, finalist, record
 
-OTHER = [16, 64, 128, 1, 2, 8, 3, 96]
+OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 REMOVED = object()
 
 
@@ -61,7 +61,7 @@ def test_results_hold_the_key_of_each_record() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema", 3),
+        ("schema", 4),
         ("schema", 1.0),
         ("schema", True),
         ("gpu", "NVIDIA\nH200"),
@@ -96,7 +96,7 @@ def test_results_hold_the_key_of_each_record() -> None:
         ("records[0].default.p50_us", "30"),
         ("records[0].default.samples", 2.5),
         ("records[0].default.row", [64]),
-        ("records[0].default.row", [64, 16, 256, 1, 1, 4, 3, "None"]),
+        ("records[0].default.row", [64, 16, 256, 1, 1, 4, 3, "None", False]),
         ("records[0].candidates[1]", [BETTER, 20.0, 12]),
         ("records[0].candidates[1][2]", 0),
         ("records[0].candidates[1][3]", 0),
@@ -289,12 +289,17 @@ def test_the_fastest_finalist_wins() -> None:
     assert records.baked_row(result) == tuple(BETTER)
 
 
-def older(**more: Any) -> dict[str, Any]:
-    """A file of schema 1: no batches, and tiles of 64 rows that were cut down to segments of 16."""
-    content = document(record(**more), schema=1)
+def older(schema: int = 1, **more: Any) -> dict[str, Any]:
+    """A file without sliced_k; of schema 1 it has no batches, and tiles of 64 rows were cut down to segments of 16."""
+    content = json.loads(json.dumps(document(record(**more), schema=schema)))
+    content["fields"].remove("sliced_k")
     for one in content["records"]:
-        del one["batches"], one["tuned_on"]
-    return content
+        timings = [*filter(None, [one["default"]]), *one["finalists"]]
+        for row in (*(timing["row"] for timing in timings), *(row for row, *_ in one["candidates"])):
+            del row[-1]
+        if schema == 1:
+            del one["batches"], one["tuned_on"]
+    return content  # type: ignore[no-any-return]
 
 
 def test_an_older_schema_is_read_as_what_it_meant() -> None:
@@ -308,13 +313,39 @@ def test_an_older_schema_is_read_as_what_it_meant() -> None:
     assert [result.default.row for result in records.results(document())] == [tuple(DEFAULT)]  # type: ignore[union-attr]
 
 
+def test_schema_2_is_read_as_having_shared_no_steps() -> None:
+    """Everything else stays as it was measured: larger tiles, every batch with its times, and how many decided."""
+    batches = [[9, 6, 6, 15.0, 12.5], [80, 1, 5, 12.0, 13.0]]
+    content = older(2, finalists=[finalist(OTHER, 20.0)], others=batches, tuned_on=2)
+    assert faults(content) == []
+    (result,) = records.results(content)
+    assert result.default == (tuple(DEFAULT), 30.0, 48)
+    assert records.baked_row(result) == (*OTHER[:-1], False)
+    assert {row[-1] for row in result.screened} == {False}
+    assert result.batches == ((101, 5, 7, 30.0, 20.0), (9, 6, 6, 15.0, 12.5), (80, 1, 5, 12.0, 13.0))
+    assert result.tuned_on == 2
+    upgraded = records.upgraded(content)
+    assert faults(upgraded) == []
+    assert upgraded["schema"] == records.SCHEMA
+    assert list(records.results(upgraded)) == [result]
+
+
+def test_sliced_k_came_with_schema_3() -> None:
+    """Since then it must be told; an older file that has it says something else than it means."""
+    assert any("expected 9 values" in fault for fault in faults({**older(2), "schema": 3}))
+    found = faults(document(schema=2))
+    assert found[0].startswith("$.fields: ")
+    assert all("expected 8 values" in fault for fault in found[1:])
+    assert len(found) == 1 + 4  # the default, two candidates and a finalist
+
+
 def test_an_upgraded_file_is_valid_and_says_the_same() -> None:
     """Rows that were two ways to write one are merged: the faster time stays. Nothing changes a second time."""
     same = [16, *BETTER[1:]]
     content = older(finalists=[finalist(BETTER, 21.0), finalist(same, 20.0), finalist(OTHER, 22.0)], segment_bucket=8)
     upgraded = records.upgraded(content)
     assert faults(upgraded) == []
-    assert [one["row"] for one in upgraded["records"][0]["finalists"]] == [same, OTHER]
+    assert [one["row"] for one in upgraded["records"][0]["finalists"]] == [same, [*OTHER[:-1], False]]
     assert upgraded["records"][0]["finalists"][0]["p50_us"] == 20.0
     assert list(records.results(upgraded)) == list(records.results(content))
     assert records.upgraded(upgraded) == upgraded
@@ -328,7 +359,7 @@ def test_a_field_that_came_later_has_its_neutral_value(monkeypatch: pytest.Monke
     assert faults(older()) == []
     (result,) = records.results(older())
     assert result.finalists[0].row == (16, *BETTER[1:], False)
-    assert any("expected 9 values" in fault for fault in faults(document()))
+    assert any("expected 10 values" in fault for fault in faults(document()))
 
 
 def test_ties_within_the_noise_fall_to_the_first_row() -> None:
@@ -363,7 +394,7 @@ def test_without_finalists_the_default_stays() -> None:
 
 def test_slowdowns_compare_like_with_like() -> None:
     """Full-length times with the winner's at full length, what was only screened with its time in screening."""
-    other, screened = [16, *BETTER[1:]], [16, 16, 64, 1, 1, 4, 2, 96]
+    other, screened = [16, *BETTER[1:]], [16, 16, 64, 1, 1, 4, 2, 96, True]
     candidates = [[BETTER, 22.0, 12, False], [other, 11.0, 12, False], [screened, 33.0, 3, True]]
     result = the_result(candidates=candidates, finalists=[finalist(BETTER, 20.0), finalist(other, 25.0)])
     assert records.slowdowns(result) == {
@@ -381,4 +412,4 @@ def test_results_tell_what_gpu_they_are_of() -> None:
     """By architecture and number of SMs, for other GPUs to borrow by; and what every candidate took."""
     result = the_result()
     assert (result.architecture, result.sm_count) == ("9.0", 132)
-    assert result.screened == {tuple(BETTER): 20.0, (16, 16, 64, 1, 1, 4, 2, 96): 31.5}
+    assert result.screened == {tuple(BETTER): 20.0, (16, 16, 64, 1, 1, 4, 2, 96, True): 31.5}

@@ -26,7 +26,7 @@ def fields(key: Key, source: Key, limits: rules.Limits = rules.UNLIMITED, **give
 
 def test_a_row_of_the_same_key_stays_as_it_was_measured() -> None:
     """Even where another would say the same in fewer tiles."""
-    row: Row = (64, 64, 64, 4, 1, 4, 2, None)
+    row: Row = (64, 64, 64, 4, 1, 4, 2, None, False)
     for dtype in ("bfloat16", "float16"):
         assert refit.adapted(row, SHRINK, SHRINK._replace(dtype=dtype), rules.UNLIMITED) == row
 
@@ -148,6 +148,38 @@ def test_a_register_cap_is_dropped_where_the_rank_grows() -> None:
         assert dict(zip(rules.FIELD_NAMES["expand"], adapted))["maxnreg"] == cap
 
 
+@pytest.mark.parametrize(
+    ("slices", "rank", "input_dim", "block_n", "column_tiles"),
+    [
+        (3, 64, 4096, 32, 2),
+        (3, 16, 1024, 32, 2),  # fewer columns
+        (1, 8, 1024, 16, 1),
+        (3, 64, 1024, 128, 2),  # as many columns, all in one tile
+        (3, 48, 1024, 128, 2),
+    ],
+)
+def test_a_shared_step_stays_one_where_the_tile_gets_no_larger(
+    slices: int, rank: int, input_dim: int, block_n: int, column_tiles: int
+) -> None:
+    """The warps go on sharing it, and nobody begins to whose row does not."""
+    key = SHRINK._replace(num_slices=slices, max_rank=rank, input_dim=input_dim, segment_bucket=1)
+    given = {"block_m": 16, "block_n": block_n, "block_k": 128, "column_tiles": column_tiles}
+    for sliced in (True, False):
+        got = fields(key, SHRINK, **given, sliced_k=sliced)
+        assert got["block_n"] * got["column_tiles"] <= block_n * column_tiles
+        assert got["sliced_k"] is sliced
+
+
+@pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2), (128, 2)])
+def test_a_shared_step_is_none_where_the_tile_gets_larger(block_n: int, column_tiles: int) -> None:
+    """Each warp would have all of it in its registers."""
+    source, key = ADD_LORA, ADD_LORA._replace(max_rank=128)
+    given = {"block_m": 16, "block_n": block_n, "block_k": 128, "column_tiles": column_tiles, "sliced_k": True}
+    got = fields(key, source, **{f"shrink_{name}": value for name, value in given.items()})
+    assert got["shrink_block_n"] * got["shrink_column_tiles"] > block_n * column_tiles
+    assert got["shrink_sliced_k"] is False
+
+
 @pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2), (64, 2)])
 def test_more_columns_do_not_mean_that_x_is_read_more_often(block_n: int, column_tiles: int) -> None:
     """Where no program has all columns, they are as many across the columns as before, each with more of them."""
@@ -161,7 +193,7 @@ def test_partials_are_not_summed_more_often_for_a_wider_layer() -> None:
     """Each program sums all partials of its rows: eight times the width makes eight times the tiles of a program."""
     source, key = (ADD_LORA._replace(num_slices=1, slice_widths=(width,)) for width in (1024, 8192))
     for split_k, column_tiles in ((8, 8), (1, 1)):
-        row: Row = (16, 64, 128, 1, split_k, 4, 3, None, 16, 64, 64, 1, 4, 1, None, False, True)
+        row: Row = (16, 64, 128, 1, split_k, 4, 3, None, False, 16, 64, 64, 1, 4, 1, None, False, True)
         adapted = refit.adapted(row, source, key, rules.UNLIMITED)
         assert adapted is not None
         assert dict(zip(rules.FIELD_NAMES["add_lora"], adapted))["expand_column_tiles"] == column_tiles

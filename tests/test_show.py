@@ -11,8 +11,8 @@ from csgmv import chunk_sizes, cli, columns, dispatch, rules
 SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
 TABLE = {
-    ("NVIDIA H200", "3.10.0"): {tuple(SHRINK): (64, 32, 256, 1, 4, 4, 3, None), tuple(EXPAND): None},
-    ("NVIDIA H200", "3.5.1"): {tuple(SHRINK._replace(chunk_size=32)): (16, 16, 64, 1, 1, 2, 3, 128)},
+    ("NVIDIA H200", "3.10.0"): {tuple(SHRINK): (64, 32, 256, 1, 4, 4, 3, None, False), tuple(EXPAND): None},
+    ("NVIDIA H200", "3.5.1"): {tuple(SHRINK._replace(chunk_size=32)): (16, 16, 64, 1, 1, 2, 3, 128, True)},
     ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None, False)},
 }
 
@@ -93,7 +93,7 @@ def test_json_names_every_field(capsys):
     _, text = show(capsys, "--triton", "3.10.0", "--json")
     expand, shrink = json.loads(text)["rows"]
     assert expand["config"] is None
-    assert shrink["config"] == dict(zip(rules.FIELD_NAMES["shrink"], (64, 32, 256, 1, 4, 4, 3, None)))
+    assert shrink["config"] == dict(zip(rules.FIELD_NAMES["shrink"], (64, 32, 256, 1, 4, 4, 3, None, False)))
     assert (shrink["gpu"], shrink["input_dim"], shrink["slice_widths"]) == ("NVIDIA H200", 1024, [])
 
 
@@ -131,7 +131,7 @@ def test_a_number_of_segments_that_no_launch_has_is_refused(segments, capsys):
 def test_a_config_of_both_parts_is_told_by_part(monkeypatch, capsys):
     """Without the prefix at every field, and folded to the terminal."""
     key = rules.Key("add_lora", 1024, (2048,), 64, 1, "bfloat16", 16, 8)
-    row = (64, 32, 256, 1, 4, 4, 3, None, 64, 128, 16, 1, 4, 3, None, True, True)
+    row = (64, 32, 256, 1, 4, 4, 3, None, False, 64, 128, 16, 1, 4, 3, None, True, True)
     monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.6.0"): {tuple(key): row}})
     _, text = show(capsys, "--all")
     assert " shrink(block_n=32 split_k=4) expand(block_n=128 prefetch=True) overlap=True\n" in text

@@ -15,6 +15,10 @@ CONFIGS = {
     "narrow last tile": ShrinkConfig(block_m=16, block_n=32, block_k=32, column_tiles=2),
     "split": ShrinkConfig(block_m=16, block_n=32, block_k=32, split_k=3),
     "split finer than steps": ShrinkConfig(block_m=16, block_n=64, block_k=64, split_k=16),
+    "sliced": ShrinkConfig(block_m=16, block_n=32, block_k=64, sliced_k=True),
+    "sliced, shared x": ShrinkConfig(block_m=32, block_n=16, block_k=32, column_tiles=3, num_warps=2, sliced_k=True),
+    "sliced, split": ShrinkConfig(block_m=16, block_n=32, block_k=128, split_k=2, num_warps=8, sliced_k=True),
+    "sliced, split, shared x": ShrinkConfig(16, 32, 32, column_tiles=2, split_k=3, num_warps=2, sliced_k=True),
 }
 BATCHES = {
     "mixed ranks, one empty slot": dict(
@@ -22,6 +26,7 @@ BATCHES = {
     ),
     "odd dimensions": dict(ranks=[12, 5, 24], max_rank=24, input_dim=101, widths=[4, 0, 7, 9], num_tokens=29, extra=3),
     "full rank": dict(ranks=[32, 32], max_rank=32, input_dim=96, widths=[8], num_tokens=70, chunk_size=64),
+    "long rows": dict(ranks=[16, 7, 16], max_rank=16, input_dim=300, widths=[8, 8], num_tokens=21),
     "rank one": dict(ranks=[1], max_rank=1, input_dim=17, widths=[5, 6], num_tokens=9, chunk_size=5),
     "padded": dict(ranks=[40, 8, 48], max_rank=48, input_dim=64, widths=[8, 8], num_tokens=33, padded=True),
 }
@@ -44,7 +49,7 @@ def test_agrees_with_the_reference(kind: dict, config: ShrinkConfig | None, dtyp
     assert_close(shrunk(batch, config), expected, dtype)
 
 
-@pytest.mark.parametrize("config", [CONFIGS["default"], CONFIGS["split"]], ids=["one pass", "split"])
+@pytest.mark.parametrize("config", [CONFIGS[name] for name in ("default", "split", "sliced")])
 def test_same_inputs_same_bits(config: ShrinkConfig | None) -> None:
     """Nothing is summed in an order that could change."""
     batch = make_batch([7, 16], 16, 80, [8, 8], 40)

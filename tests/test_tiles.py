@@ -30,8 +30,11 @@ def test_one_tile_of_many_segments(num_tokens: int, chunk_size: int, block_m: in
     batch = make_batch([8, 3, 0, 16, 5], 16, 64, [64, 32], num_tokens, chunk_size=chunk_size, dtype=dtype)
     arguments = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
     expected = reference.add_lora(*arguments)
-    for split_k in (1, 2):
-        shrink = ShrinkConfig(block_m=block_m, split_k=split_k, **SHRINK)
+    ways = [{"split_k": 1}, {"split_k": 2}]
+    if block_m == 64:  # each warp of one that shares steps has all of a tile
+        ways.append({"num_warps": 2, "sliced_k": True})
+    for way in ways:
+        shrink = ShrinkConfig(block_m=block_m, **SHRINK, **way)
         config = AddLoraConfig(shrink, ExpandConfig(block_m=block_m, **WAYS["one tile ahead"]))
         result = add_lora(batch.base_output.clone(), *arguments[1:], config=config)
         assert_close(result, expected, dtype)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from . import checks, rules
 
-SCHEMA = 2
-SCHEMAS = (1, 2)  # that can be read; `upgraded` says what the older one leaves out
+SCHEMA = 3
+SCHEMAS = (1, 2, 3)  # that can be read; `upgraded` says what the older ones leave out
 # A tuned row must save this share of the default's time, however quiet the measurement was.
 LEAST_GAIN = 0.01
 # Rows within this share of the fastest are as good as it, if the noise is no smaller.
@@ -330,6 +330,8 @@ def _upgraded_record(op: str, schema: int, record: Mapping[str, Any], max_rank: 
         "candidates": [[list(row), *times] for row, times in candidates.items()],
         "finalists": [{**finalist, "row": list(row)} for row, finalist in finalists.items()],
     }
+    if schema > 1:
+        return new
     best = fastest([_timing_of(finalist) for finalist in new["finalists"]], record["noise_us"])
     batch = [record["tokens"], record["adapters"], record["num_segments"]]
     return new | {"batches": [[*batch, default and default["p50_us"], best and best.p50_us]], "tuned_on": 1}

@@ -19,15 +19,27 @@ def octaves(size: int, other: int) -> float:
 
 
 def _shrink_forms(row: dict[str, Any], source: Key, key: Key, _splits: int) -> Iterator[dict[str, Any]]:
-    """A tile of all columns stays one of all columns if it fits; parts of a split input_dim stay about as long.
-
-    Each program across the columns reads x once more: where columns are more than they were, programs are not.
-    """
+    """Parts of a split input_dim stay about as long."""
     columns, had = key.num_slices * key.max_rank, source.num_slices * source.max_rank
     split_k = row["split_k"]
     if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
         split_k = int(split_k * 2.0 ** int(octaves(source.input_dim, key.input_dim)))
     row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
+    tiles = list(_shrink_tiles(row, columns, had))
+    width = rules.shrink_columns(row["block_n"], row["column_tiles"], source)
+    for form in tiles:
+        # A tile that each warp has whole gets no larger.
+        larger = rules.shrink_columns(form["block_n"], form["column_tiles"], key) > width
+        yield {**form, "sliced_k": row["sliced_k"] and not larger}
+    if row["sliced_k"]:
+        yield from ({**form, "sliced_k": False} for form in tiles)
+
+
+def _shrink_tiles(row: dict[str, Any], columns: int, had: int) -> Iterator[dict[str, Any]]:
+    """A tile of all columns stays one of all columns if it fits.
+
+    Each program across the columns reads x once more: where columns are more than they were, programs are not.
+    """
     if row["block_n"] * row["column_tiles"] >= had != columns:
         block_n = min(max(1 << columns.bit_length() - 1, 16), 128)  # the last tile takes what is left
         yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}

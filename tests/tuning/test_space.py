@@ -75,7 +75,7 @@ def test_the_order_is_fixed() -> None:
 def test_every_tiling_is_proposed_once() -> None:
     """What a shortlist varies are tilings, so that a few measurements see the breadth of the space."""
     configs, _ = space.shortlist(task("shrink", 64, 128, 512, 8), H200, 40)
-    tilings = [(c.block_m, c.block_n, c.column_tiles, c.split_k) for c in configs if isinstance(c, ShrinkConfig)]
+    tilings = [space.tiling(config) for config in configs]
     assert len(set(tilings)) == len(tilings) == 40
 
 
@@ -85,6 +85,39 @@ def test_several_splits_of_k_are_proposed_where_few_programs_run() -> None:
     prefill, _ = space.shortlist(task("shrink", 64, 16, 30720, 1920), H200, 20)
     assert len({config.split_k for config in decode if isinstance(config, ShrinkConfig)}) >= 4
     assert sum(config.split_k == 1 for config in prefill if isinstance(config, ShrinkConfig)) >= 8
+
+
+@pytest.mark.parametrize("one", TASKS[:5], ids=lambda t: f"r{t.key.max_rank}-c{t.key.chunk_size}")
+def test_warps_share_steps_only_of_small_tiles(one: Task) -> None:
+    """Of 32 · 32 numbers at most, and long ones: 32 columns of x for each warp. Of short segments, some do."""
+    configs = space.shortlist(one, H200, 40)[0]
+    near = [other for config in configs for _, other in space.neighbours(config, one, H200)]
+    sliced = [config for config in (*configs, *near) if isinstance(config, ShrinkConfig) and config.sliced_k]
+    for config in sliced:
+        assert config.block_m * config.block_n * config.column_tiles <= 32 * 32
+        assert config.block_k >= 32 * config.num_warps
+    assert sliced or one.key.chunk_size > 32
+
+
+def test_the_walk_comes_to_shared_steps_and_back() -> None:
+    """From a tile that is small enough, with steps that are long enough; other ones are not tried."""
+    one = task("shrink", 64, 32, 60, 8)
+    for shape, tried in (
+        ((32, 32, 128, 1, 1, 4), True),
+        ((16, 32, 64, 2, 4, 2), True),
+        ((32, 64, 128, 1, 1, 4), False),
+        ((32, 32, 128, 2, 1, 4), False),
+        ((32, 32, 64, 1, 1, 4), False),
+        ((32, 32, 128, 1, 1, 8), False),
+    ):
+        config = ShrinkConfig(*shape, num_stages=2)
+        sliced = dataclasses.replace(config, sliced_k=True)
+        assert rules.resource_fault(to_row(sliced), one.key, H200.limits) is None
+        assert space.usable(config, one, H200)
+        assert space.usable(sliced, one, H200) == tried
+        near = [other for name, other in space.neighbours(config, one, H200) if name == "sliced_k"]
+        assert near == [sliced] * tried
+        assert not tried or config in [other for _, other in space.neighbours(sliced, one, H200)]
 
 
 def test_no_default_where_none_fits() -> None:
@@ -104,7 +137,7 @@ def test_keys_of_a_family_propose_the_same_binaries(op: str) -> None:
         one = task(op, 64, chunk_size, tokens, segments)
         for config in set(space.shortlist(one, H200, 40)[0]) - set(space._seeds(one, H200)):
             launch = (config.num_warps, config.num_stages, config.maxnreg, getattr(config, "prefetch", False))
-            pipelines.setdefault((*space.tiling(config)[:3], config.block_k), set()).add(launch)
+            pipelines.setdefault((*space.tiling(config)[:4], config.block_k), set()).add(launch)
     assert len(pipelines) > 40
     assert all(len(launches) == 1 for launches in pipelines.values())
 

@@ -160,7 +160,7 @@ def test_a_config_is_checked_once_for_all_buckets() -> None:
 
     bench = RemoteBench(Remote())  # type: ignore[arg-type]
     key = PLAN.tasks()[0].key
-    good, bad = (16, 16, 64, 1, 1, 4, 2, None), (32, 16, 64, 1, 1, 4, 2, None)
+    good, bad = (16, 16, 64, 1, 1, 4, 2, None, False), (32, 16, 64, 1, 1, 4, 2, None, False)
     for bucket in (1, 8, 512):
         assert bench.check(key._replace(segment_bucket=bucket), good) == 0.001
         with pytest.raises(Failure, match="wrong result"):

@@ -21,6 +21,8 @@ _LATENCY = 0.15  # of a load that waits for the one before
 _START = 1.2  # of a program: segment → adapter → rank → rows, each load waiting for the one before
 _LAUNCH = 3.0
 _ISSUE = 0.07  # of a step of one tile whose threads hold 64 sums each
+_CHAIN = 0.01  # of an mma, 16 input columns long, that adds to what the one before it gave
+_ADD_UP = 0.3  # of adding up 256 sums that all warps have their parts of
 _REGISTERS = 70  # a thread, beside the sums
 _OVERLAP = 1.4  # exponent of the norm that joins what DRAM, L2, dots, latencies and waves take: 1 is the sum
 
@@ -63,6 +65,8 @@ class _Cost(NamedTuple):
     dram: float  # bytes that the launch must move at least
     dots: float  # of all programs
     launches: int = 1
+    copies: int = 1  # of the accumulators, one to each warp
+    chain: float = 0  # mma that wait for each other
 
 
 def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: int, paired: bool) -> _Cost:
@@ -74,6 +78,7 @@ def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: i
     stage = (tiles.rows + min(width, columns)) * config.block_k * itemsize
     partials = batch.tokens * columns * (itemsize if config.split_k == 1 else 8 * config.split_k)
     depth = config.num_stages - 1
+    copies = config.num_warps if config.sliced_k else 1
     return _Cost(
         programs=programs,
         waits=-(-steps // depth),
@@ -85,6 +90,8 @@ def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: i
         dram=(batch.tokens + batch.adapters * columns) * key.input_dim * itemsize + partials,
         dots=programs * steps * config.block_m * width * config.block_k,
         launches=1 if config.split_k == 1 or paired else 2,
+        copies=copies,
+        chain=steps * config.block_k / 16 / copies if config.block_m < 64 else 0,
     )
 
 
@@ -133,12 +140,13 @@ def _predicted(config: Part, key: rules.Key, batch: Batch, device: Device, paire
     else:
         cost = _expand_cost(config, key, batch, itemsize)
     threads = 32 * config.num_warps
-    wanted, cap = cost.accumulators / threads + _REGISTERS, config.maxnreg or rules.REGISTERS_PER_THREAD
+    wanted, cap = cost.accumulators * cost.copies / threads + _REGISTERS, config.maxnreg or rules.REGISTERS_PER_THREAD
     registers = min(wanted, cap) * threads
     resident = max(1.0, min(device.limits.shared_memory // cost.shared, device.limits.registers // registers, 16))
     slots = device.sm_count * resident
     busy = min(device.sm_count, cost.programs)
     program_us = _START + _LATENCY * cost.waits + _ISSUE * cost.issues * cost.accumulators / (64 * threads)
+    program_us += _CHAIN * cost.chain + (_ADD_UP * cost.accumulators / 256 if cost.copies > 1 else 0)
     shares = (
         cost.dram / (_DRAM_PER_SM * busy),
         cost.traffic / (_L2_PER_SM * busy),

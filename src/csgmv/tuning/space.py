@@ -33,6 +33,7 @@ VALUES: Mapping[str, Mapping[str, tuple[int | None, ...]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (2, 3, 4, 5, 6),
         "maxnreg": (None, 128, 168),
+        "sliced_k": (False, True),
     },
     "expand": {
         "block_m": (16, 32, 64, 128, 256),
@@ -77,8 +78,9 @@ def default_row(key: rules.Key, limits: rules.Limits) -> rules.Row | None:
 
 
 def tiling(config: Part) -> tuple[int, ...]:
-    """What of a config decides which numbers a program works on."""
-    return config.block_m, config.block_n, config.column_tiles, getattr(config, "split_k", 1)
+    """What of a config decides which numbers a program, and each of its warps, works on."""
+    shared = getattr(config, "sliced_k", False), getattr(config, "split_k", 1)
+    return config.block_m, config.block_n, config.column_tiles, *shared
 
 
 def shortlist(
@@ -103,12 +105,12 @@ def shortlist(
     if estimate is not None:
         best.update({tile: (estimate(best[tile][1], task), best[tile][1]) for tile in ordered})
         ordered.sort(key=lambda tile: (best[tile][0], tile))
-    # Of each split_k and each block_m that is not hopeless the best tiling comes first: the model knows least of them.
+    # Of what the model knows least of, the best tiling that is not hopeless comes first, for every value.
     leaders: dict[tuple[str, int], tuple[int, ...]] = {}
     for tile in ordered:
         if best[tile][0] <= 1.5 * best[ordered[0]][0]:
-            leaders.setdefault(("block_m", tile[0]), tile)
-            leaders.setdefault(("split_k", tile[-1]), tile)
+            for name, value in zip(("block_m", "sliced_k", "split_k"), (tile[0], *tile[-2:])):
+                leaders.setdefault((name, value), tile)
     chosen = dict.fromkeys([*sorted(set(leaders.values()), key=ordered.index), *ordered])
     configs = list(dict.fromkeys([*_seeds(task, device), *(best[tile][1] for tile in chosen)]))[:most]
     pruned = Counter(pruned)
@@ -198,8 +200,9 @@ def _plain(config: Part, key: rules.Key, shared_memory: int) -> Part:
     itemsize = rules.DTYPE_BYTES[key.dtype]
     if isinstance(config, ShrinkConfig):
         stage = (config.block_m + columns) * config.block_k * itemsize
-        room = shared_memory if alone else 3 * _PIPELINE // 2
-        return replace(config, num_warps=warps, num_stages=max(2, min(4, room // stage)))
+        room = shared_memory if alone or config.sliced_k else 3 * _PIPELINE // 2
+        deepest = 5 if config.sliced_k else 4  # few programs with little to do: what they wait for is memory
+        return replace(config, num_warps=warps, num_stages=max(2, min(deepest, room // stage)))
     if config.block_k < key.max_rank:
         return replace(config, num_warps=warps, num_stages=2)
     if config.block_m < 64 or config.column_tiles == 1:
@@ -241,6 +244,7 @@ def _sensible(config: Part, key: rules.Key) -> bool:
             and config.block_n < 2 * max(16, columns)
             and config.block_k < 2 * max(64, key.input_dim)
             and (config.split_k == 1 or config.split_k * config.block_k <= key.input_dim)
+            and (not config.sliced_k or _slices_well(config))
         )
     widest, whole_rank = max(key.slice_widths), rules.rank_step(rules.MAX_RANK, key.max_rank)
     walks = config.column_tiles > 1 or config.block_k < key.max_rank
@@ -251,6 +255,12 @@ def _sensible(config: Part, key: rules.Key) -> bool:
         and (walks or config.num_stages == 1)
         and (not config.prefetch or (config.num_stages > 1 and config.block_k >= key.max_rank))
     )
+
+
+def _slices_well(config: ShrinkConfig) -> bool:
+    """Whether the tile is small enough for its warps to share a step, each having columns of it worth a load."""
+    tile = config.block_m * config.block_n * config.column_tiles
+    return tile <= 32 * 32 and config.block_k >= 32 * config.num_warps
 
 
 def size(key: rules.Key, limits: rules.Limits) -> int:
