@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codegen import CONFIGS, TABLE, Faulty, generate, write
-from codegen.regret import regrets, report
-from codegen.source import choose, kernel_hash, rules
+from codegen import CONFIGS, TABLE, Faulty, generate, regret, write
+from codegen.source import choose, collect, figures, files, kernel_hash, rules
 
 
 def _name(target: choose.Target, key: rules.Key) -> str:
@@ -40,6 +39,17 @@ def _report(choice: choose.Choice) -> Iterator[str]:
         )
 
 
+def _judge(configs: Path, into: Path | None) -> None:
+    """Prints what borrowing costs, or puts it into a file."""
+    found = list(regret.regrets(choose.choose(collect.collect(configs).found)))
+    if into is None:
+        for line in regret.report(found):
+            print(line)
+    else:
+        text = into.read_text(encoding="utf-8")
+        files.replace(into, figures.between_markers(text, regret.markdown(found), regret.MARKER))
+
+
 def _difference(text: str, out: Path) -> str | None:
     """How a committed table differs from what it should be, in its first few lines, or None."""
     committed = out.read_bytes().decode(errors="replace") if out.is_file() else ""
@@ -64,20 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--regret",
         action="store_true",
-        help="write nothing; print what keys would lose that have to borrow their configs",
+        help="write no table; print what keys would lose that have to borrow their configs",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="with --regret: put it into FILE as a table in Markdown, between "
+        f"{' and '.join(figures.markers(regret.MARKER))}",
     )
     options = parser.parse_args(argv)
     if options.fresh and not options.check:
         parser.error("--fresh: expected together with --check")
+    if options.into is not None and not options.regret:
+        parser.error("--into: expected together with --regret")
     try:
+        if options.regret:
+            _judge(options.configs, options.into)
+            return 0
         text, choice = generate(options.configs)
     except Faulty as error:
         print(error, file=sys.stderr)
         return 1
-    for line in report(regrets(choice)) if options.regret else _report(choice):
+    for line in _report(choice):
         print(line)
-    if options.regret:
-        return 0
     if options.check:
         stale, difference = _stale(choice), _difference(text, options.out)
         if stale:

@@ -35,6 +35,9 @@ COMMANDS = {
     "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
     "show": _Command("csgmv.show", "print the table of tuned configs"),
     "explain": _Command("csgmv.lookup", "say which config a launch gets, and why", interpreted=True),
+    "coverage": _Command(
+        "csgmv.coverage", "say which of a model's launches have tuned configs, and what the rest lose"
+    ),
     "demo": _Command("csgmv.demo", "run layers with many adapters and check them, GPU or not", interpreted=True),
 }
 
