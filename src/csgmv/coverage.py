@@ -123,7 +123,7 @@ def markdown(found: Mapping[tuple[str, int], Sequence[Cover]], where: dispatch.T
         rows.append([model, str(rank), str(len(of_model)), *shares[:-1], loss, shares[-1]])
     return (
         f"{columns.markdown(header, rows)}\n\n"
-        f"{where.gpu}, Triton {where.triton}. keys: what `csgmv tune --model MODEL --rank RANK` would tune. borrowed: "
+        f"{where.gpu}, Triton {where.triton}. keys: what `csgmv tune` would tune for the model. borrowed: "
         "by another key's row. default: the architecture's, or the built-in one. expected loss: the mean over keys of "
         "what each loses to a row of its own, by the median of the step of the fallback that serves it; nothing where "
         "it is tuned. unmeasured: keys whose step no result could judge, which that mean leaves out. Steps are judged "
