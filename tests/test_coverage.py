@@ -63,7 +63,7 @@ def test_borrowed_keys_are_told_by_step_source_and_loss(capture) -> None:
     assert status == coverage.STATUS["borrowed"] == 3
     assert f"{len(KEYS)} keys: {len(rest)} tuned, 1 borrowed, 0 default" in said
     (lender, *_) = fallback.lenders(missing, rest)
-    assert f"nearest segment bucket ({lender.segment_bucket}), 1 key lose 20.1 %, 95 %: 52.3 % (9 judged)" in said
+    assert f"nearest segment bucket ({lender.segment_bucket}), 1 key loses 20.1 %, 95 %: 52.3 % (9 judged)" in said
     assert f"expected loss {100 * 0.201 / len(KEYS):.1f} %" in said
 
 

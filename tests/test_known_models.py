@@ -5,10 +5,11 @@ from __future__ import annotations
 import builtins
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from csgmv import cli, known_models
+from csgmv import bench, cli, known_models, layer_options
 from csgmv.models import QWEN3_EMBEDDING_0_6B, layer_shapes
 
 MODELS = known_models.models()
@@ -61,6 +62,22 @@ def test_a_name_is_enough_without_transformers_or_network(name: str, monkeypatch
     """In any case, with or without the owner."""
     forbid_transformers(monkeypatch)
     assert tuple(layer_shapes(name)) == QWEN3_EMBEDDING_0_6B
+
+
+@pytest.mark.parametrize(
+    ("argv", "layers"),
+    [
+        (["bench", "--rank", "64"], bench.layers),
+        (["tune", "--rank", "64"], layer_options.layers),
+        (["coverage"], layer_options.layers),
+        (["warmup", "--rank", "64", "--max-tokens", "8", "--max-loras", "2"], layer_options.layers),
+    ],
+)
+def test_every_command_takes_the_name(argv: list[str], layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it takes a model."""
+    args = cli.parser().parse_args([*argv, "--model", "qwen3-embedding-0.6b"])
+    forbid_transformers(monkeypatch)
+    assert tuple(layers(args)) == QWEN3_EMBEDDING_0_6B
 
 
 def test_models_of_the_same_dimensions_are_known_too() -> None:

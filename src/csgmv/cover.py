@@ -25,7 +25,7 @@ class Loss(NamedTuple):
     percentile_95: float
 
     def __str__(self) -> str:
-        return f"lose {percent(self.median)}, 95 %: {percent(self.percentile_95)} ({self.keys} judged)"
+        return f"{percent(self.median)}, 95 %: {percent(self.percentile_95)} ({self.keys} judged)"
 
 
 def percent(share: float) -> str:

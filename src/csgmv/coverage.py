@@ -62,8 +62,9 @@ def _from(found: Iterable[Cover]) -> str:
         lent = [whence for whence, _ in Counter(cover.whence for cover in of_kind if cover.whence).most_common()]
         more = [f"{len(lent) - _SOURCES} more"] * (len(lent) > _SOURCES)
         sources = f" ({'; '.join(lent[:_SOURCES] + more)})" if lent else ""
-        keys = f"{len(of_kind)} {'key' if len(of_kind) == 1 else 'keys'}"
-        said.append(f"{kind}{sources}, {keys} {of_kind[0].loss or 'whose loss was not measured'}")
+        one, loss = len(of_kind) == 1, of_kind[0].loss
+        loses = f"{'loses' if one else 'lose'} {loss}" if loss else "whose loss was not measured"
+        said.append(f"{kind}{sources}, {len(of_kind)} {'key' if one else 'keys'} {loses}")
     return "; ".join(said) or "all exact"
 
 
