@@ -1,0 +1,52 @@
+"""Sections → one file of HTML that asks for nothing else: no script, no request, styles and pictures in it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from csgmv import columns
+from csgmv.reporting.sections import Section
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+class Part(NamedTuple):
+    """A chapter of the page: its title, and its sections in order."""
+
+    title: str
+    sections: Sequence[Section]
+
+
+class Source(NamedTuple):
+    """Where the results are, a digest of them, that of the installed table, and csgmv's version."""
+
+    path: str
+    digest: str
+    table_digest: str
+    version: str
+
+
+def render(parts: Sequence[Part], source: Source) -> str:
+    """The page; whatever stands in a section is text there, never HTML.
+
+    Raises:
+        ValueError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.globals["right_aligned"] = columns.right_aligned
+    return environment.get_template("page.html.j2").render(parts=parts, source=source)
