@@ -139,8 +139,8 @@ def dimensions(key: rules.Key) -> str:
 
 def key_text(key: rules.Key) -> str:
     """A key for people."""
-    segments = show.bucket_text(key.segment_bucket)
-    return f"{key.op} {dimensions(key)}, {key.dtype}, chunk {key.chunk_size}, {segments} segments"
+    segments = "1 segment" if key.segment_bucket == 1 else f"{show.bucket_text(key.segment_bucket)} segments"
+    return f"{key.op} {dimensions(key)}, {key.dtype}, chunk {key.chunk_size}, {segments}"
 
 
 def bench_bandwidth(path: Path, gpu: str) -> Bandwidth:
@@ -172,7 +172,8 @@ def fastest_rate(findings: Iterable[Finding]) -> Bandwidth:
         if (time := batch.winner_us or batch.default_us) is not None
     ]
     rate, key, tokens = max(rates)
-    return Bandwidth(rate, f"that of the fastest launch in these results ({key_text(key)}, {tokens} tokens)")
+    launch = f"{key_text(key)}, {tokens:,} tokens"
+    return Bandwidth(rate, f"that of the fastest launch in these results ({launch}); --bench takes that of a copy")
 
 
 def _findings(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from csgmv import columns
-from csgmv.reporting.sections import Section
+from csgmv.reporting.sections import Section, Table
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -27,6 +27,15 @@ class Source(NamedTuple):
     digest: str
     table_digest: str
     version: str
+
+
+def _numeric(table: Table) -> list[int]:
+    """The columns of numbers, which are set to the right; dimensions are none."""
+    return [
+        column
+        for column in range(len(table.header))
+        if columns.right_aligned(table.rows, column) and not any("→" in row[column] for row in table.rows)
+    ]
 
 
 def render(parts: Sequence[Part], source: Source) -> str:
@@ -48,5 +57,5 @@ def render(parts: Sequence[Part], source: Source) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.globals["right_aligned"] = columns.right_aligned
+    environment.filters["numeric"] = _numeric
     return environment.get_template("page.html.j2").render(parts=parts, source=source)

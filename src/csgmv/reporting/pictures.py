@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 9.6  # inches, of which the page gives each 96 pixels
 _DPI = 192  # two pixels of the picture for one of the page
-_PANELS = 12  # rows of panels in one picture, which more layers than these continue in a further one
+_PANELS = 16  # rows of panels in one picture, which more layers than these continue in a further one
 _GAINS = ("#eef6f4", "#9fd0c6", "#3f9a96", "#1f6f8b", "#123f5a")  # from no gain to the largest one
 _LOSSES = ("#1f6f8b", "#6fb3b8", "#cfe3df", "#f3ead9", "#e3b58a")  # from the fastest on
 _COUNTS = ("#e4eff2", "#7db4c4", "#1f6f8b", "#123f5a")

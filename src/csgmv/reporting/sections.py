@@ -150,7 +150,7 @@ def checks(chapter: Chapter) -> Section:
         ),
         Verdict(
             not noisy,
-            f"{_of(noisy, whole, 'keys')} have a noise above {_NOISY:.0%} of the default's time; the median is "
+            f"{_of(noisy, whole, 'keys')} have a noise above {_percent(_NOISY)} of the default's time; the median is "
             f"{_noise(findings)}.",
         ),
         Verdict(
@@ -174,13 +174,13 @@ def checks(chapter: Chapter) -> Section:
         for ratio, finding, batch in sorted(slower, key=lambda each: each[0])
     ]
     header = ("key", "tokens × adapters", "default µs", "row µs", "speed-up")
-    tables = [Table("Batches that lose", header, rows, folded=len(rows) > _WORST)] if rows else []
+    tables = [Table("Batches that lose", header, rows, folded=len(rows) > 2 * _WORST)] if rows else []
     return Section("Can it be trusted?", "What is marked is worth a look.", verdicts=verdicts, tables=tables)
 
 
 def _noise(findings: Iterable[Finding]) -> str:
     noises = [finding.noise for finding in findings if finding.noise is not None]
-    return f"{statistics.median(noises):.1%}" if noises else "-"
+    return f"{100 * statistics.median(noises):.1f} %" if noises else "-"
 
 
 def speedup(chapter: Chapter) -> Section:
@@ -300,9 +300,7 @@ _KEYS = (
     "noise",
     "slowest batch",
     "of floor",
-    "measured",
-    "pruned",
-    "failed",
+    "tried / pruned / failed",
     "config (what differs from the default)",
 )
 
@@ -320,12 +318,10 @@ def _row(chapter: Chapter, finding: Finding) -> list[str]:
         _us(finding.result.default and finding.result.default.p50_us),
         _us(finding.served_us),
         _times(finding.speedup),
-        "-" if finding.noise is None else f"{finding.noise:.1%}",
+        "-" if finding.noise is None else f"{100 * finding.noise:.1f} %",
         _times(_slowest_batch(finding)),
         _percent(finding.share(chapter.bandwidth)),
-        str(len(record["candidates"])),
-        f"{sum(record['pruned'].values()):,}",
-        f"{sum(record['failed'].values()):,}",
+        f"{len(record['candidates'])} / {sum(record['pruned'].values())} / {sum(record['failed'].values())}",
         show.config_text(key.op, finding.baked),
     ]
 
@@ -342,7 +338,7 @@ def keys(chapter: Chapter) -> Section:
         "Keys",
         "Times are medians in µs, where two batches are named the geometric mean over both; the slowest batch is the "
         f"least speed-up on any batch that looks up the key; a row is baked if it saves more than the noise and "
-        f"{records.LEAST_GAIN:.0%}.",
+        f"{_percent(records.LEAST_GAIN)}.",
         tables=tables,
     )
 
