@@ -71,7 +71,9 @@ def test_batches_that_lose_by_more_than_the_noise(tmp_path: Path) -> None:
 def test_bytes_are_those_that_bench_counts(op: str, header: dict[str, Any], tmp_path: Path) -> None:
     """On the very batch, whatever rows each adapter has."""
     made = document(**header)
-    row = [*BETTER, *[64, 64, 64, 4, 4, 3, None, True], False] if op == "add_lora" else [64, 64, 64, 4, 4, 3, None, True]
+    row = (
+        [*BETTER, *[64, 64, 64, 4, 4, 3, None, True], False] if op == "add_lora" else [64, 64, 64, 4, 4, 3, None, True]
+    )
     if op != "shrink":
         made["records"] = [record(None, candidates=[], finalists=[finalist(row, 20.0)])]
     put(tmp_path, "one.json", made)

@@ -7,6 +7,7 @@ pruned and failed at, and what speaks against trusting it. It needs no GPU.
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 
 from csgmv import __version__, columns, files, show
@@ -48,6 +49,14 @@ def _terabytes(text: str) -> float:
     return 1e12 * terabytes
 
 
+def _check_extra() -> None:
+    try:
+        importlib.import_module("jinja2")
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Read, draw and write; the page comes last, when its pictures are there.
 
@@ -55,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the results are faulty, there are none, options do not fit them, or an extra is missing.
         OSError: a file cannot be read or written.
     """
+    _check_extra()
     book = findings.read(args.configs, args.gpu, bandwidth=args.bandwidth, bench=args.bench)
     parts = []
     for number, chapter in enumerate(book.chapters, start=1):

@@ -39,15 +39,9 @@ def _numeric(table: Table) -> list[int]:
 
 
 def render(parts: Sequence[Part], source: Source) -> str:
-    """The page; whatever stands in a section is text there, never HTML.
+    """The page; whatever stands in a section is text there, never HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    Raises:
-        ValueError: jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,

@@ -62,15 +62,9 @@ class Picture(NamedTuple):
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches.
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
     return Figure(figsize=(width, min(height, _TALLEST)), layout="constrained")
 
 

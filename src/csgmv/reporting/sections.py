@@ -98,7 +98,7 @@ def headline(chapter: Chapter) -> Section:
     batches = sum(len(finding.result.batches) for finding in findings)
     cards = [
         Card(f"{len(findings):,}", "keys", f"timed on {batches:,} batches"),
-        Card(f"{len(baked):,}", "rows baked", f"{len(findings) - len(baked):,} keys keep the default"),
+        Card(f"{len(baked):,}", "rows baked", f"{len(findings) - len(baked):,} keep the default"),
         Card(_times(statistics.median(gains) if gains else None), "median speed-up", "over the default, of all keys"),
         Card(_times(min(gains, default=None)), "least speed-up", f"largest: {_times(max(gains, default=None))}"),
         Card(_times(min(slowest, default=None)), "slowest batch", "of any baked row, over the default"),
@@ -108,7 +108,11 @@ def headline(chapter: Chapter) -> Section:
             f"median of the {len(floors):,} keys whose floor is {LONG_US:g} µs or more",
         ),
         Card(f"{measured:,}", "candidates measured", f"{_total(findings, 'pruned'):,} pruned"),
-        Card(f"{_total(findings, 'failed'):,}", "candidates failed", f"in {_keys_with(findings, 'failed'):,} keys"),
+        Card(
+            f"{_total(findings, 'failed'):,}",
+            "candidates failed",
+            f"in {_of(_keys_with(findings, 'failed'), len(findings), 'keys')}",
+        ),
     ]
     return Section("At a glance", "", cards=cards)
 
