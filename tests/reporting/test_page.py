@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from csgmv.reporting import page
-from csgmv.reporting.pictures import Picture
-from csgmv.reporting.sections import Card, Section, Table, Verdict
+from csgmv.reporting.canvas import Picture
+from csgmv.reporting.elements import Card, Section, Table, Verdict
 
 pytest.importorskip("jinja2")
 

@@ -9,7 +9,7 @@ import pytest
 
 from csgmv import kernel_hash
 from csgmv.reporting import findings, sections
-from csgmv.reporting.sections import Section, Table
+from csgmv.reporting.elements import Section, Table
 from fabricated import BETTER, document, finalist, put, record
 
 

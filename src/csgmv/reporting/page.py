@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from csgmv import columns
-from csgmv.reporting.sections import Section, Table
+from csgmv.reporting.elements import Section, Table
 
 _TEMPLATES = Path(__file__).with_name("templates")
 

@@ -8,68 +8,16 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 from csgmv import kernel_hash, records, show
-from csgmv.reporting import pictures
+from csgmv.reporting import dots, maps
+from csgmv.reporting.elements import Card, Section, Table, Verdict, of, percent, times, us
 from csgmv.reporting.findings import Chapter, Finding, dimensions, key_text
-from csgmv.reporting.pictures import Picture
 
 LONG_US = 8.0  # floors from which a launch should come near the memory's speed; shorter ones wait for latencies
 _NOISY = 0.05  # of the default's time, from which a key is worth a second look
 _WORST = 10  # rows of the tables of what is worst
-
-
-class Card(NamedTuple):
-    """One headline figure."""
-
-    value: str
-    label: str
-    note: str = ""
-
-
-class Verdict(NamedTuple):
-    """One thing to trust the results by, or not."""
-
-    good: bool
-    text: str
-
-
-class Table(NamedTuple):
-    """Rows under a header; `folded` ones are opened by a click."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    folded: bool = False
-
-
-class Section(NamedTuple):
-    """A part of the page, with one sentence on what it is good for."""
-
-    title: str
-    lead: str
-    cards: Sequence[Card] = ()
-    verdicts: Sequence[Verdict] = ()
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}×"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def _us(microseconds: float | None) -> str:
-    return "-" if microseconds is None else f"{microseconds:,.2f}"
-
-
-def _of(count: int, whole: int, noun: str) -> str:
-    return f"{count:,} of {whole:,} {noun}"
 
 
 def _speedups(findings: Iterable[Finding]) -> list[float]:
@@ -99,11 +47,11 @@ def headline(chapter: Chapter) -> Section:
     cards = [
         Card(f"{len(findings):,}", "keys", f"timed on {batches:,} batches"),
         Card(f"{len(baked):,}", "rows baked", f"{len(findings) - len(baked):,} keep the default"),
-        Card(_times(statistics.median(gains) if gains else None), "median speed-up", "over the default, of all keys"),
-        Card(_times(min(gains, default=None)), "least speed-up", f"largest: {_times(max(gains, default=None))}"),
-        Card(_times(min(slowest, default=None)), "slowest batch", "of any baked row, over the default"),
+        Card(times(statistics.median(gains) if gains else None), "median speed-up", "over the default, of all keys"),
+        Card(times(min(gains, default=None)), "least speed-up", f"largest: {times(max(gains, default=None))}"),
+        Card(times(min(slowest, default=None)), "slowest batch", "of any baked row, over the default"),
         Card(
-            _percent(statistics.median(shares) if shares else None),
+            percent(statistics.median(shares) if shares else None),
             "of the floor",
             f"median of the {len(floors):,} keys whose floor is {LONG_US:g} µs or more",
         ),
@@ -111,7 +59,7 @@ def headline(chapter: Chapter) -> Section:
         Card(
             f"{_total(findings, 'failed'):,}",
             "candidates failed",
-            f"in {_of(_keys_with(findings, 'failed'), len(findings), 'keys')}",
+            f"in {of(_keys_with(findings, 'failed'), len(findings), 'keys')}",
         ),
     ]
     return Section("At a glance", "", cards=cards)
@@ -144,36 +92,36 @@ def checks(chapter: Chapter) -> Section:
     verdicts = [
         Verdict(
             not stale,
-            f"{_of(stale, whole, 'rows')} were measured with other kernels than those installed"
+            f"{of(stale, whole, 'rows')} were measured with other kernels than those installed"
             + ("; csgmv tune --stale measures them again." if stale else "."),
         ),
         Verdict(
             not slower,
-            f"{_of(len(slower), sum(len(finding.result.batches) for finding in findings), 'batches')} are slower with "
+            f"{of(len(slower), sum(len(finding.result.batches) for finding in findings), 'batches')} are slower with "
             "the baked row than with the default by more than the noise.",
         ),
         Verdict(
             not noisy,
-            f"{_of(noisy, whole, 'keys')} have a noise above {_percent(_NOISY)} of the default's time; the median is "
+            f"{of(noisy, whole, 'keys')} have a noise above {percent(_NOISY)} of the default's time; the median is "
             f"{_noise(findings)}.",
         ),
         Verdict(
             True,
             "Every candidate agreed with the float32 reference before it was timed; the largest error took "
-            f"{_percent(max(map(_exact, findings)))} of the tolerance.",
+            f"{percent(max(map(_exact, findings)))} of the tolerance.",
         ),
-        Verdict(not failed, f"{_of(failed, whole, 'keys')} had candidates that failed."),
-        Verdict(not spilling, f"{_of(spilling, whole, 'keys')} have a baked row whose registers spill."),
+        Verdict(not failed, f"{of(failed, whole, 'keys')} had candidates that failed."),
+        Verdict(not spilling, f"{of(spilling, whole, 'keys')} have a baked row whose registers spill."),
     ]
     if alone:
-        verdicts.append(Verdict(True, f"{_of(alone, whole, 'keys')} have no speed-up, since the default does not run."))
+        verdicts.append(Verdict(True, f"{of(alone, whole, 'keys')} have no speed-up, since the default does not run."))
     rows = [
         [
             key_text(finding.key),
             f"{batch.tokens:,} × {batch.adapters}",
-            _us(batch.default_us),
-            _us(batch.winner_us),
-            _times(ratio),
+            us(batch.default_us),
+            us(batch.winner_us),
+            times(ratio),
         ]
         for ratio, finding, batch in sorted(slower, key=lambda each: each[0])
     ]
@@ -194,14 +142,14 @@ def speedup(chapter: Chapter) -> Section:
     for op in chapter.ops:
         for name, found in chapter.layers(op).items():
             by_size = [_speedups(each for each in found if each.key.chunk_size == size) for size in chunk_sizes]
-            cells = [f"{_times(statistics.median(some))} ({_times(min(some))})" if some else "-" for some in by_size]
+            cells = [f"{times(statistics.median(some))} ({times(min(some))})" if some else "-" for some in by_size]
             rows.append([op, name, str(len(found)), *cells])
     header = ["operation", "layer", "keys", *(f"chunk {size}" for size in chunk_sizes)]
-    maps = itertools.chain.from_iterable(pictures.speedup_maps(chapter, op) for op in chapter.ops)
+    by_op = itertools.chain.from_iterable(maps.speedup_maps(chapter, op) for op in chapter.ops)
     return Section(
         "Speed-up over the default",
         "The built-in default config against what the table serves, both timed at full length, interleaved.",
-        pictures=[*pictures.speedups(chapter), *maps],
+        pictures=[*dots.speedups(chapter), *by_op],
         tables=[Table("Median speed-up of a layer's keys, the least in brackets", header, rows)],
     )
 
@@ -214,9 +162,9 @@ def floor(chapter: Chapter) -> Section:
     rows = [
         [
             key_text(finding.key),
-            _us(finding.floor_us(bandwidth)),
-            _us(finding.served_us),
-            _percent(finding.share(bandwidth)),
+            us(finding.floor_us(bandwidth)),
+            us(finding.served_us),
+            percent(finding.share(bandwidth)),
         ]
         for finding in worst
     ]
@@ -226,19 +174,19 @@ def floor(chapter: Chapter) -> Section:
         "The floor is the time that the bytes take which must move (inputs read once, outputs written once, "
         "base_output also read; every adapter of max_rank), at "
         f"{bandwidth.bytes_per_s / 1e12:.3g} TB/s: {bandwidth.source}.",
-        pictures=pictures.shares(chapter),
+        pictures=dots.shares(chapter),
         tables=[Table(caption, ("key", "floor µs", "µs", "of floor"), rows)] if rows else [],
     )
 
 
 def landscape(chapter: Chapter) -> Section:
     """What the search saw."""
-    sweeps = itertools.chain.from_iterable(pictures.sweeps(chapter, op) for op in chapter.ops)
+    sweeps = itertools.chain.from_iterable(maps.sweeps(chapter, op) for op in chapter.ops)
     return Section(
         "Landscape of the sweeps",
         "Every candidate's time in screening, by tile and warps; what else a config has (depth, stages, split, "
         "registers) is at its best for each cell.",
-        pictures=[*pictures.where_winners_lie(chapter), *sweeps],
+        pictures=[*maps.where_winners_lie(chapter), *sweeps],
     )
 
 
@@ -319,12 +267,12 @@ def _row(chapter: Chapter, finding: Finding) -> list[str]:
         str(key.chunk_size),
         show.bucket_text(key.segment_bucket),
         ", ".join(f"{batch.tokens:,} × {batch.adapters}" for batch in deciding),
-        _us(finding.result.default and finding.result.default.p50_us),
-        _us(finding.served_us),
-        _times(finding.speedup),
+        us(finding.result.default and finding.result.default.p50_us),
+        us(finding.served_us),
+        times(finding.speedup),
         "-" if finding.noise is None else f"{100 * finding.noise:.1f} %",
-        _times(_slowest_batch(finding)),
-        _percent(finding.share(chapter.bandwidth)),
+        times(_slowest_batch(finding)),
+        percent(finding.share(chapter.bandwidth)),
         f"{len(record['candidates'])} / {sum(record['pruned'].values())} / {sum(record['failed'].values())}",
         show.config_text(key.op, finding.baked),
     ]
@@ -342,7 +290,7 @@ def keys(chapter: Chapter) -> Section:
         "Keys",
         "Times are medians in µs, where two batches are named the geometric mean over both; the slowest batch is the "
         f"least speed-up on any batch that looks up the key; a row is baked if it saves more than the noise and "
-        f"{_percent(records.LEAST_GAIN)}.",
+        f"{percent(records.LEAST_GAIN)}.",
         tables=tables,
     )
 
