@@ -33,6 +33,7 @@ COMMANDS = {
         "csgmv.binaries", "compile every kernel that a model's layers can need, before the first launch"
     ),
     "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
+    "report": _Command("csgmv.reporting.command", "write an HTML page by which to judge raw results"),
     "show": _Command("csgmv.show", "print the table of tuned configs"),
     "explain": _Command("csgmv.lookup", "say which config a launch gets, and why", interpreted=True),
     "coverage": _Command(

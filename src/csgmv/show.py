@@ -33,7 +33,7 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.gpu, rules.version_numbers(entry.triton), entry.key))
 
 
-def _digest() -> str:
+def digest() -> str:
     """Digest of the raw results that the table was made from."""
     try:
         from csgmv._tuned_table import DIGEST
@@ -120,7 +120,7 @@ def _defaults(op: str) -> rules.Row:
     return config.to_row(classes[op]())
 
 
-def _config_text(op: str, row: rules.Row | None) -> str:
+def config_text(op: str, row: rules.Row | None) -> str:
     """The fields in which a config differs from the built-in default: what the tuner found to matter."""
     if row is None:
         return "default"
@@ -160,7 +160,7 @@ def _row_text(entry: Entry) -> list[str]:
         key.dtype,
         str(key.chunk_size),
         bucket_text(key.segment_bucket),
-        _config_text(key.op, entry.config),
+        config_text(key.op, entry.config),
     ]
 
 
@@ -206,7 +206,7 @@ def _json(found: Iterable[Entry], args: argparse.Namespace) -> str:
         for (gpu, triton), sizes in _cells(args).items()
         for (batch_rows, adapters), chunk_size in sizes.items()
     ]
-    return json.dumps({"digest": _digest(), "rows": rows, "chunk_sizes": cells}, indent=1)
+    return json.dumps({"digest": digest(), "rows": rows, "chunk_sizes": cells}, indent=1)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(_json(found, args))
         return 0 if found else 1
-    print(f"table {_digest()}: {len(everything)} keys")
+    print(f"table {digest()}: {len(everything)} keys")
     width = columns.terminal_width()
     if args.all or args.gpu or args.triton or _wanted(args):
         _print_rows(found, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,14 @@ class Found(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """All results found, and a digest that changes with their content alone: not with layout, place or time."""
+    """All results found, and a digest that changes with their content alone: not with layout, place or time.
+
+    `documents` has each file as it was parsed, for who wants more of it than decides.
+    """
 
     found: list[Found]
     digest: str
+    documents: Mapping[str, Mapping[str, Any]]
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -70,6 +74,7 @@ def collect(path: Path) -> Collected:
     """
     faults: list[str] = []
     found: list[Found] = []
+    documents: dict[str, Mapping[str, Any]] = {}
     digest = hashlib.sha256()
     folder = path if path.is_dir() else path.parent
     for file in sorted(_files(path), key=lambda file: file.relative_to(folder).as_posix()):
@@ -86,10 +91,11 @@ def collect(path: Path) -> Collected:
         faults += [f"{place}: {reason}" for reason in reasons]
         if not reasons:
             name = file.relative_to(folder).as_posix()
+            documents[name] = document
             found += (Found(name, result) for result in records.results(document))
             digest.update(f"{name}\0{json.dumps(document, sort_keys=True)}\0".encode())
     if not faults and not found:
         faults = [f"{path}: expected raw results, got {'none' if path.is_dir() else 'no such file or folder'}"]
     if faults:
         raise Faulty(faults)
-    return Collected(found, f"sha256:{digest.hexdigest()}")
+    return Collected(found, f"sha256:{digest.hexdigest()}", documents)
