@@ -1,7 +1,7 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
 The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` judges what
-was chosen; the table tells what that costs, too.
+was chosen; the table tells what that costs, too; `diff` compares it with what a git revision has (`history`).
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """

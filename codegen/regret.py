@@ -147,7 +147,8 @@ def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
     return [*name, str(len(found)), str(len(found) - len(known)), *(figures or ["-"] * 3)]
 
 
-def _said(key: rules.Key) -> str:
+def said(key: rules.Key) -> str:
+    """A key in words."""
     sizes = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
     return f"{key.op} {sizes}, {key.dtype}, chunk size {key.chunk_size}, {key.segment_bucket} segments"
 
@@ -156,8 +157,8 @@ def _story(regret: Regret) -> Iterator[str]:
     source, loss = regret.served.source, regret.loss
     assert source is not None
     assert loss is not None
-    yield f"{_percent(loss):>8}  {_said(regret.result.key)} (left out: {regret.left_out})"
-    yield f"{'':10}{regret.step}, from {_said(source)}: {regret.served.row}"
+    yield f"{_percent(loss):>8}  {said(regret.result.key)} (left out: {regret.left_out})"
+    yield f"{'':10}{regret.step}, from {said(source)}: {regret.served.row}"
 
 
 HEADER = ("left out", "operation", "step", "keys", "unmeasured", "median", "95 %", "worst")

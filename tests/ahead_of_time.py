@@ -61,10 +61,11 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
     widths = collections.Counter(
         f"{kind[:2]} {_bytes(kind, operands)}" for kind, operands in ACCESS.findall(compiled.asm["ptx"])
     )
-    return {"accesses": widths, "shared": compiled.metadata.shared, **_resources(compiled.asm["cubin"])}
+    return {"accesses": widths, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes of stack of one thread."""
     tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
