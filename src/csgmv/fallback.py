@@ -4,6 +4,7 @@ Standard library only, like `rules`, and for the same reason: dispatch asks this
 what a key would get whose own row it leaves out.
 
     serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
+    offers      the same → all rows that could serve, the most trusted first
     lenders     a key, those that have rows → which are asked for theirs, in order
     kind        what was found → the step of the fallback by itself, which is what losses are counted by
 """
@@ -182,16 +183,21 @@ def _knows(key: Key, other: Key) -> bool:
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
-    """The row that a key gets on a device.
+    """The row that a key gets on a device: the first that is offered, or else the built-in default."""
+    return next(offers(key, where, tables), Served(None, "default"))
+
+
+def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
+    """What the tables have for a key that a device can run, the most trusted first; the key's own may come twice.
 
     The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
     nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
-    architecture's default for about as many rows, or else the built-in one.
+    architecture's default for about as many rows.
     """
     if key in tables.rows.get((where.gpu, where.triton), ()) and (
         served := _served(key, where, tables, key, where.gpu, where.triton)
     ):
-        return served
+        yield served
     for gpu in nearest_gpus(where, tables.gpus):
         versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
         asked = {version: lenders(key, tables.rows[gpu, version]) for version in versions}
@@ -199,11 +205,10 @@ def serve(key: Key, where: Target, tables: Tables) -> Served:
         for version in dict.fromkeys(knowing + versions):
             for source in asked[version]:
                 if served := _served(key, where, tables, source, gpu, version):
-                    return served
+                    yield served
     for row in _defaults(key, where, tables):
         if lent := refit.default(row, key, where.limits):
-            return Served(lent, f"default of architecture {where.architecture}")
-    return Served(None, "default")
+            yield Served(lent, f"default of architecture {where.architecture}")
 
 
 def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:
