@@ -1,7 +1,7 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
 The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` judges what
-was chosen.
+was chosen; the table tells what that costs, too; `diff` compares it with what a git revision has (`history`).
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from codegen.regret import losses, regrets
 from codegen.render import render, write
 from codegen.source import ROOT, choose, collect
 
@@ -36,4 +37,4 @@ def generate(configs: Path = CONFIGS) -> Generated:
     """
     collected = collect.collect(configs)
     choice = choose.choose(collected.found)
-    return Generated(render(choice, collected.digest), choice)
+    return Generated(render(choice, collected.digest, losses(regrets(choice))), choice)

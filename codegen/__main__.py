@@ -1,16 +1,16 @@
-"""`python -m codegen`: makes src/csgmv/_tuned_table.py from configs/, checks that it is up to date, or judges it."""
+"""`python -m codegen`: makes src/csgmv/_tuned_table.py from configs/, checks it, judges it, or compares revisions."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codegen import CONFIGS, TABLE, Faulty, generate, write
-from codegen.regret import regrets, report
-from codegen.source import choose, kernel_hash, rules
+from codegen import CONFIGS, TABLE, Faulty, diff, generate, history, regret, write
+from codegen.source import choose, collect, figures, files, kernel_hash, rules
 
 
 def _name(target: choose.Target, key: rules.Key) -> str:
@@ -40,6 +40,17 @@ def _report(choice: choose.Choice) -> Iterator[str]:
         )
 
 
+def _judge(configs: Path, into: Path | None) -> None:
+    """Prints what borrowing costs, or puts it into a file."""
+    found = list(regret.regrets(choose.choose(collect.collect(configs).found)))
+    if into is None:
+        for line in regret.report(found):
+            print(line)
+    else:
+        text = into.read_text(encoding="utf-8")
+        files.replace(into, figures.between_markers(text, regret.markdown(found), regret.MARKER))
+
+
 def _difference(text: str, out: Path) -> str | None:
     """How a committed table differs from what it should be, in its first few lines, or None."""
     committed = out.read_bytes().decode(errors="replace") if out.is_file() else ""
@@ -52,8 +63,23 @@ def _difference(text: str, out: Path) -> str | None:
     return f"{out}: not what the raw results give; run `python -m codegen`\n{shown}{more}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 1 where results are faulty or, with --check, something is out of date."""
+def _since(revision: str, configs: Path, choice: choose.Choice, most: int | None) -> Iterator[str]:
+    """What changed since a git revision.
+
+    Raises:
+        history.Unknown: the revision cannot be read, or no table can be made of its results.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        commit = history.unpack(revision, configs, Path(folder))
+        try:
+            before = generate(Path(folder)).choice
+        except Faulty as error:
+            raise history.Unknown(str(error).replace(folder, f"{commit}:{configs.name}")) from None
+    yield f"{configs} since {revision} ({commit}), both tables made by the present code"
+    yield from diff.report(before, choice, most)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m codegen", description="Make the table of tuned configs.")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of raw results (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=TABLE, help="file to write (default: %(default)s)")
@@ -64,20 +90,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--regret",
         action="store_true",
-        help="write nothing; print what keys would lose that have to borrow their configs",
+        help="write no table; print what keys would lose that have to borrow their configs",
     )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="with --regret: put it into FILE as a table in Markdown, between "
+        f"{' and '.join(figures.markers(regret.MARKER))}",
+    )
+    parser.add_argument(
+        "--diff", metavar="REV", help="write nothing; tell what the results have changed since this git revision"
+    )
+    parser.add_argument("--all", action="store_true", help=f"with --diff: list all, not {diff.MOST} of a kind")
     options = parser.parse_args(argv)
     if options.fresh and not options.check:
         parser.error("--fresh: expected together with --check")
+    if options.into is not None and not options.regret:
+        parser.error("--into: expected together with --regret")
+    if options.all and options.diff is None:
+        parser.error("--all: expected together with --diff")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 1 where results are faulty or, with --check, something is out of date."""
+    options = _parsed(argv)
     try:
+        if options.regret:
+            _judge(options.configs, options.into)
+            return 0
         text, choice = generate(options.configs)
-    except Faulty as error:
+        if options.diff is not None:
+            print(*_since(options.diff, options.configs, choice, None if options.all else diff.MOST), sep="\n")
+            return 0
+    except (Faulty, history.Unknown) as error:
         print(error, file=sys.stderr)
         return 1
-    for line in report(regrets(choice)) if options.regret else _report(choice):
+    for line in _report(choice):
         print(line)
-    if options.regret:
-        return 0
     if options.check:
         stale, difference = _stale(choice), _difference(text, options.out)
         if stale:

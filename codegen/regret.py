@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from codegen.source import choose, defaults, fallback, records, rules
+from codegen.source import choose, columns, defaults, fallback, records, rules
 
 
 class Regret(NamedTuple):
@@ -29,7 +29,7 @@ class Regret(NamedTuple):
     @property
     def step(self) -> str:
         """The step of the fallback by itself: "nearest rank" without the rank that was nearest."""
-        return self.served.step.partition(" (")[0]
+        return fallback.kind(self.served, self.result.key, self.result.gpu, self.result.triton)
 
 
 def _place(result: records.Result) -> tuple[choose.Target, rules.Key]:
@@ -42,6 +42,7 @@ def _dimensions(result: records.Result) -> Hashable:
 
 # With a key everything goes that has this in common with it. So dimensions go with all their ranks and batches, on
 # every GPU; a rank with all dimensions that have it. An architecture's defaults are made without what is left out.
+MARKER = "regret"  # of the block in the README that `markdown` is for
 WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
     "key": _place,
     "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
@@ -110,14 +111,44 @@ def _percent(loss: float) -> str:
     return f"{100 * loss:.1f} %"
 
 
+def _known(found: Iterable[Regret]) -> list[float]:
+    """The losses that were measured, sorted."""
+    return sorted(regret.loss for regret in found if regret.loss is not None)
+
+
+def _percentile_95(losses: Sequence[float]) -> float:
+    """Of sorted ones."""
+    return losses[-(-95 * len(losses) // 100) - 1]
+
+
+def losses(found: Iterable[Regret]) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """What a key is to expect of each step, by operation: how many were measured, median and 95th percentile in ‰.
+
+    Over all ways of leaving out. What a key got in several of them counts once.
+    """
+    distinct = {
+        (_place(regret.result), regret.step, (regret.served.gpu, regret.served.triton), regret.served.row): regret
+        for regret in found
+    }
+    steps: dict[tuple[str, str], list[Regret]] = defaultdict(list)
+    for regret in distinct.values():
+        steps[regret.result.key.op, regret.step].append(regret)
+    summed: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for (op, step), of_step in sorted(steps.items()):
+        if known := _known(of_step):
+            median, percentile = (round(1000 * loss) for loss in (statistics.median(known), _percentile_95(known)))
+            summed.setdefault(op, {})[step] = len(known), median, percentile
+    return summed
+
+
 def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
-    losses = sorted(regret.loss for regret in found if regret.loss is not None)
-    known = [statistics.median(losses), losses[-(-95 * len(losses) // 100) - 1], losses[-1]] if losses else []
-    figures = [_percent(loss) for loss in known] or ["-"] * 3
-    return [*name, str(len(found)), str(len(found) - len(losses)), *figures]
+    known = _known(found)
+    figures = [_percent(loss) for loss in (statistics.median(known), _percentile_95(known), known[-1])] if known else []
+    return [*name, str(len(found)), str(len(found) - len(known)), *(figures or ["-"] * 3)]
 
 
-def _said(key: rules.Key) -> str:
+def said(key: rules.Key) -> str:
+    """A key in words."""
     sizes = rules.dimensions(key.op, key.input_dim, key.slice_widths, key.num_slices, key.max_rank)
     return f"{key.op} {sizes}, {key.dtype}, chunk size {key.chunk_size}, {key.segment_bucket} segments"
 
@@ -126,14 +157,15 @@ def _story(regret: Regret) -> Iterator[str]:
     source, loss = regret.served.source, regret.loss
     assert source is not None
     assert loss is not None
-    yield f"{_percent(loss):>8}  {_said(regret.result.key)} (left out: {regret.left_out})"
-    yield f"{'':10}{regret.step}, from {_said(source)}: {regret.served.row}"
+    yield f"{_percent(loss):>8}  {said(regret.result.key)} (left out: {regret.left_out})"
+    yield f"{'':10}{regret.step}, from {said(source)}: {regret.served.row}"
 
 
-def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:
-    """Lines for people: losses by what was left out, operation and step; and of borrowed rows those that lose most."""
-    found = list(found)
-    header = ["left out", "operation", "step", "keys", "unmeasured", "median", "95 %", "worst"]
+HEADER = ("left out", "operation", "step", "keys", "unmeasured", "median", "95 %", "worst")
+
+
+def _summaries(found: Iterable[Regret]) -> list[list[str]]:
+    """Cells under HEADER: losses by what was left out, operation and step."""
     rows: list[list[str]] = []
     for way, of_way in itertools.groupby(found, key=lambda regret: regret.left_out):
         steps: dict[tuple[str, str], list[Regret]] = defaultdict(list)
@@ -143,9 +175,24 @@ def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:
         rows += [
             _summary([way, *step], steps[step]) for step in sorted(steps, key=lambda step: (step[0] == "all", step))
         ]
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    for row in [header, *rows]:
-        yield "  ".join(f"{cell:<{w}}" if i < 3 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))
+    return rows
+
+
+def markdown(found: Iterable[Regret]) -> str:
+    """For the README: the table of the report, what it is of, and the command that writes it."""
+    return (
+        f"{columns.markdown(HEADER, _summaries(found))}\n\n"
+        "Each key of the shipped results without its own row, and without all else that has in common with it what the "
+        "first column says: the time of what the fallback finds instead, over the time of its own row, less 1. "
+        "unmeasured: keys at which that was not timed. 95 %: the 95th percentile. "
+        "Printed by `python -m codegen --regret --into README.md`."
+    )
+
+
+def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:
+    """Lines for people: losses by what was left out, operation and step; and of borrowed rows those that lose most."""
+    found = list(found)
+    yield columns.aligned(HEADER, _summaries(found))
     borrowed = [regret for regret in found if regret.loss is not None and regret.served.source is not None]
     yield f"\nThe {worst} borrowed rows that lose most:"
     for regret in sorted(borrowed, key=lambda regret: -(regret.loss or 0.0))[:worst]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,7 +25,9 @@ def literal(value: object) -> str:
     raise TypeError(f"expected int, bool, None, str or a tuple of these, got {type(value).__name__}")
 
 
-def render(choice: choose.Choice, digest: str) -> str:
+def render(
+    choice: choose.Choice, digest: str, losses: Mapping[str, Mapping[str, tuple[int, int, int]]] | None = None
+) -> str:
     """The source of `_tuned_table.py`: one entry a line, in the choice's order, the same on every run."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -36,7 +39,12 @@ def render(choice: choose.Choice, digest: str) -> str:
     environment.filters["literal"] = literal
     template = environment.get_template("tuned_table.py.j2")
     rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in choice.table.items()}
-    others = {"chunk_sizes": choice.chunk_sizes, "gpus": choice.gpus, "defaults": choice.defaults}
+    others = {
+        "chunk_sizes": choice.chunk_sizes,
+        "gpus": choice.gpus,
+        "defaults": choice.defaults,
+        "losses": losses or {},
+    }
     return template.render(table=rows, digest=digest, **others)
 
 

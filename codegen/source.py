@@ -15,18 +15,30 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import fallback, files, kernel_hash, records, rules
+    from csgmv import columns, fallback, figures, files, kernel_hash, records, rules
     from csgmv.baking import choose, collect, defaults
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
     sys.modules[_package.__name__] = _package
-    fallback, files, kernel_hash, records, rules = (
+    columns, fallback, figures, files, kernel_hash, records, rules = (
         importlib.import_module(f"_csgmv_source.{name}")
-        for name in ("fallback", "files", "kernel_hash", "records", "rules")
+        for name in ("columns", "fallback", "figures", "files", "kernel_hash", "records", "rules")
     )
     choose, collect, defaults = (
         importlib.import_module(f"_csgmv_source.baking.{name}") for name in ("choose", "collect", "defaults")
     )
 
-__all__ = ["ROOT", "choose", "collect", "defaults", "fallback", "files", "kernel_hash", "records", "rules"]
+__all__ = [
+    "ROOT",
+    "choose",
+    "collect",
+    "columns",
+    "defaults",
+    "fallback",
+    "figures",
+    "files",
+    "kernel_hash",
+    "records",
+    "rules",
+]

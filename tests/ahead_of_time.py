@@ -62,10 +62,11 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
         f"{kind[:2]} {_bytes(kind, operands)}" for kind, operands in ACCESS.findall(compiled.asm["ptx"])
     )
     dots = len(re.findall(r"\b(?:wg)?mma\.\w*sync\.", compiled.asm["ptx"]))
-    return {"accesses": widths, "dots": dots, "shared": compiled.metadata.shared, **_resources(compiled.asm["cubin"])}
+    return {"accesses": widths, "dots": dots, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes of stack of one thread."""
     tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -47,7 +47,7 @@ def literals(text: str) -> dict[str, Any]:
         assert isinstance(table.target, ast.Name)
         assert table.value is not None
         values[table.target.id] = ast.literal_eval(table.value)
-    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS"}
+    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS", "LOSSES"}
     return values
 
 

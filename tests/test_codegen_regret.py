@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from codegen import CONFIGS
 from codegen.__main__ import main
-from codegen.regret import WAYS, Regret, regrets, report
-from codegen.source import choose, collect, records
+from codegen.regret import HEADER, MARKER, WAYS, Regret, losses, markdown, regrets, report
+from codegen.source import ROOT, choose, collect, figures, records
 from fabricated import BETTER, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
@@ -44,7 +45,7 @@ def judged(*contents: dict[str, Any]) -> list[Regret]:
     return list(regrets(choose.choose(found)))
 
 
-def losses(found: list[Regret], way: str) -> dict[int, float | None]:
+def by_dimension(found: list[Regret], way: str) -> dict[int, float | None]:
     """By input_dim."""
     return {one.result.key.input_dim: one.loss for one in found if one.left_out == way}
 
@@ -52,14 +53,14 @@ def losses(found: list[Regret], way: str) -> dict[int, float | None]:
 def test_a_key_is_judged_by_what_was_measured_there() -> None:
     """At length, else in screening as compared with its own row's; what was not measured is not made up."""
     found = judged(*LAYERS)
-    assert losses(found, "key") == {512: 0.25, 1024: 0.5, 4096: None}
+    assert by_dimension(found, "key") == {512: 0.25, 1024: 0.5, 4096: None}
     borrowed = {one.result.key.input_dim: one.served for one in found if one.left_out == "key"}
     assert {dim: served.source and served.source.input_dim for dim, served in borrowed.items()} == {
         512: 1024,
         1024: 512,
         4096: 1024,
     }
-    assert losses(found, "everything") == dict.fromkeys(OWN, 0.5)
+    assert by_dimension(found, "everything") == dict.fromkeys(OWN, 0.5)
 
 
 def test_nothing_of_what_is_left_out_stays() -> None:
@@ -89,8 +90,11 @@ def test_the_step_is_named_without_what_it_found() -> None:
     """So that it can be counted."""
     steps = {(one.left_out, one.step) for one in judged(*LAYERS)}
     assert ("dimensions", "nearest dimensions") in steps
-    assert ("all rows", "default of architecture 9.0") in steps
+    assert ("all rows", "architecture's default") in steps
     assert ("everything", "default") in steps
+    twin = layer(1024, {}, triton="3.5.1", gpu="NVIDIA H100")
+    steps = {one.step for one in judged(*LAYERS, twin) if one.left_out == "GPU"}
+    assert "other GPU, other Triton version, exact" in steps
 
 
 def test_an_architecture_s_default_is_made_without_the_dimensions_left_out() -> None:
@@ -114,7 +118,7 @@ def test_a_row_that_the_table_does_not_have_is_measured_against_the_default() ->
     flat = document(
         record(tuned_us=29.95, candidates=[[OWN[1024], 59.9, 12, False], [BETTER, 29.95, 12, False]]), input_dim=512
     )
-    assert losses(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(59.9 / 30.0 - 1, rel=0.01)
+    assert by_dimension(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(59.9 / 30.0 - 1, rel=0.01)
 
 
 def test_the_report_sums_up_by_step_and_tells_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +144,45 @@ def test_the_report_lists_no_more_than_it_is_asked_for() -> None:
     """Two lines a key."""
     lines = list(report(judged(*LAYERS), worst=1))
     assert len(lines) - lines.index("\nThe 1 borrowed rows that lose most:") == 3
+
+
+def test_the_table_tells_what_each_step_costs(tmp_path: Path) -> None:
+    """In thousandths. Several ways of leaving out that come to the same row count once."""
+    found = judged(*LAYERS)
+    assert sum(one.step == "nearest dimensions" and one.loss is not None for one in found) > 2
+    assert losses(found) == {
+        "shrink": {
+            "architecture's default": (1, 250, 250),
+            "default": (3, 500, 500),
+            "nearest dimensions": (2, 375, 500),
+        }
+    }
+    for index, content in enumerate(LAYERS):
+        put(tmp_path, f"configs/{index}.json", content)
+    assert main(["--configs", str(tmp_path / "configs"), "--out", str(tmp_path / "table.py")]) == 0
+    assert "        'nearest dimensions': (2, 375, 500),\n" in (tmp_path / "table.py").read_text()
+
+
+def test_the_report_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between its markers, as Markdown, and nowhere else; no table is written."""
+    put(tmp_path, "configs/a.json", LAYERS[0])
+    begin, end = figures.markers(MARKER)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    argv = ["--configs", str(tmp_path / "configs"), "--out", str(tmp_path / "table.py"), "--regret"]
+    assert main([*argv, "--into", str(readme)]) == 0
+    before, header, *_, after = (line for line in readme.read_text().splitlines() if line not in ("", begin, end))
+    assert (before, after) == ("before", "after")
+    assert header == f"| {' | '.join(HEADER)} |"
+    assert "old" not in readme.read_text()
+    assert not (tmp_path / "table.py").exists()
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        main([*argv[:-1], "--into", str(readme)])
+
+
+def test_the_readme_has_the_report_of_these_results() -> None:
+    """`python -m codegen --regret --into README.md` puts it there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = regrets(choose.choose(collect.collect(CONFIGS).found))
+    assert figures.between_markers(text, markdown(found), MARKER) == text

@@ -28,7 +28,9 @@ def test_the_source_gives_the_table_back() -> None:
     table = {("NVIDIA H200", "3.6.0"): {KEY: ROW, KEY._replace(chunk_size=32): None}, ("NVIDIA A100", "3.6.0"): {}}
     chunk_sizes = {("NVIDIA H200", "3.6.0"): {(1, 1): 16, (2048, 8): 64}, ("NVIDIA A100", "3.6.0"): {}}
     gpus, defaults = {"NVIDIA H200": ("9.0", 132)}, {"9.0": {"expand": {16: ROW, 32: ROW}}, "8.0": {}}
-    variables = namespace(render(choose.Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123"))
+    losses = {"shrink": {"architecture's default": (3, 56, 250), "nearest rank": (1, -2, -2)}, "expand": {}}
+    variables = namespace(render(choose.Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123", losses))
+    assert variables["LOSSES"] == losses
     assert variables["GPUS"] == gpus
     assert variables["DEFAULTS"] == defaults
     assert variables["TABLE"] == table

@@ -26,6 +26,13 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [file.read_text(encoding="utf-8") for file in path.parent.iterdir()] == ["new µ"]
 
 
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    """And text as UTF-8, line ends untouched."""
+    for content, written in ((b"\x89PNG\r\n\x00", b"\x89PNG\r\n\x00"), ("µ\r\n", b"\xc2\xb5\r\n")):
+        files.replace(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == written
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
 def test_permissions_stay(mode: int, tmp_path: Path) -> None:
     """Those of the file that is replaced; a new one may be read by all and written by its owner."""

@@ -10,7 +10,7 @@ import shlex
 import pytest
 import torch
 
-from csgmv import bench, cli, figures, peer_report
+from csgmv import bench, cli, coverage, figures, peer_report
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -49,9 +49,9 @@ def test_commands_parse(line):
     assert isinstance(cli.parser().parse_args(argv), argparse.Namespace)
 
 
-def test_bench_finds_its_block():
-    """`--into README.md` has a place to write to, for its own figures and for those beside the peers."""
-    for name in (bench.MARKER, peer_report.MARKER):
+def test_commands_find_their_blocks():
+    """`--into README.md` has a place to write to, for each kind of figures."""
+    for name in (bench.MARKER, peer_report.MARKER, coverage.MARKER):
         assert "| new |" in figures.between_markers(TEXT, "| new |", name)
 
 

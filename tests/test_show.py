@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from csgmv import chunk_sizes, cli, columns, dispatch, rules
+import csgmv
+from csgmv import chunk_sizes, cli, columns, dispatch, fallback, rules
 
 SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
@@ -142,10 +148,52 @@ def test_a_config_of_both_parts_is_told_by_part(monkeypatch, capsys):
     assert text.split() == show(capsys, "--all")[1].split()
 
 
+def test_the_first_line_tells_the_table_by_digest_and_counts(capsys, monkeypatch):
+    """Of the whole table, whatever rows are asked for; the same in JSON."""
+    monkeypatch.setattr(csgmv, "__table_digest__", "sha256:0123", raising=False)
+    defaults = {"9.0": {"shrink": {128: (16,)}, "expand": {128: (16,), 512: (32,)}}}
+    monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables(TABLE, {}, defaults))
+    first = "table sha256:0123: 4 keys, 3 of them tuned, 4 chunk sizes, 3 defaults of architectures"
+    assert show(capsys)[1].splitlines()[0] == first
+    assert show(capsys, "--op", "shrink")[1].splitlines()[0] == first
+    told = json.loads(show(capsys, "--op", "shrink", "--json")[1])
+    assert told["digest"] == "sha256:0123"
+    assert told["counts"] == {"keys": 4, "tuned": 3, "chunk_sizes": 4, "defaults": 3}
+
+
+DIGEST = """
+import sys
+sys.path[:0] = {paths!r}
+import csgmv
+assert "__table_digest__" in dir(csgmv)
+print(csgmv.__table_digest__, *sorted({{"torch", "triton"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("generated", [True, False])
+def test_the_digest_of_the_table(generated, tmp_path):
+    """Asked for without an import of torch or Triton; None in a tree whose table has not been made."""
+    package = tmp_path / "csgmv"
+    shutil.copytree(pathlib.Path(csgmv.__file__).parent, package)
+    table = package / "_tuned_table.py"
+    table.write_text('DIGEST = "sha256:4567"') if generated else table.unlink()
+    script = DIGEST.format(paths=[str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["sha256:4567" if generated else "None"]
+
+
+def test_the_digest_is_the_generated_one():
+    """And is read once."""
+    assert csgmv.__table_digest__ == importlib.import_module("csgmv._tuned_table").DIGEST
+    assert vars(csgmv)["__table_digest__"].startswith("sha256:")
+    with pytest.raises(AttributeError, match="has no attribute '__table_digests__'"):
+        csgmv.__table_digests__  # noqa: B018
+
+
 def test_a_tree_without_a_table_is_told(monkeypatch, capsys):
     """An uninstalled tree, or a wheel that was built without its hook."""
     monkeypatch.setattr(dispatch, "table", dict)
     monkeypatch.setattr(chunk_sizes, "table", dict)
     status, text = show(capsys)
     assert status == 1
-    assert ": 0 keys" in text
+    assert ": 0 keys, 0 of them tuned, 0 chunk sizes, " in text

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from csgmv._version import __version__
 
+__table_digest__: str | None
+"""Of the raw results that the built-in table was made from, "sha256:…": tells tables apart, whatever the version says.
+None in a tree without a generated table. Nothing that is loaded at run time (`load_overlay`) is in it."""
+
 if TYPE_CHECKING:
     from csgmv.binaries import warmup
     from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig
@@ -27,6 +31,7 @@ __all__ = [
     "ExpandConfig",
     "Segments",
     "ShrinkConfig",
+    "__table_digest__",
     "__version__",
     "add_lora",
     "explain",
@@ -52,10 +57,22 @@ _HOMES = {
 }
 
 
+def _digest() -> str | None:
+    try:
+        from csgmv._tuned_table import DIGEST
+    except ModuleNotFoundError:
+        return None
+    return DIGEST
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__table_digest__":
+        value = _digest()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"csgmv.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'csgmv' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"csgmv.{_HOMES[name]}"), name)
+    globals()[name] = value
     return value
 
 

@@ -3,8 +3,9 @@
 
 A row of None: measured, and nothing beat the built-in default. CHUNK_SIZES: the fastest chunk size by the nearest powers
 of two to a batch's rows and adapters (`csgmv.rules.batch_cell`). GPUS: architecture and number of SMs. DEFAULTS: for each
-architecture and operation the row that is best on average for a number of rows (`csgmv.fallback`). DIGEST tells the
-inputs apart.
+architecture and operation the row that is best on average for a number of rows (`csgmv.fallback`). LOSSES: for each
+operation and step of the fallback (`csgmv.fallback.kind`) how many keys were judged by what was measured at them, and the
+median and 95th percentile of what they lose to their own rows, in thousandths. DIGEST tells the inputs apart.
 """
 
 from __future__ import annotations
@@ -396,5 +397,30 @@ DEFAULTS: dict[str, dict[str, dict[int, tuple[int | None, ...]]]] = {
             8192: (64, 64, 128, 1, 1, 4, 3, None, False),
             32768: (128, 64, 64, 1, 1, 4, 4, None, False),
         },
+    },
+}
+
+LOSSES: dict[str, dict[str, tuple[int, int, int]]] = {
+    'add_lora': {
+        "architecture's default": (13, 56, 250),
+        'default': (112, 868, 2237),
+        'nearest chunk size': (25, 3, 88),
+        'nearest dimensions': (23, 6, 59),
+    },
+    'expand': {
+        "architecture's default": (65, 37, 205),
+        'default': (84, 428, 1431),
+        'nearest chunk size': (71, 14, 131),
+        'nearest dimensions': (41, 16, 135),
+        'nearest dimensions and rank': (34, 40, 139),
+        'nearest segment bucket': (7, 50, 203),
+    },
+    'shrink': {
+        "architecture's default": (63, 135, 450),
+        'default': (109, 561, 4124),
+        'nearest chunk size': (85, 16, 416),
+        'nearest dimensions': (44, 0, 110),
+        'nearest dimensions and rank': (5, 130, 1139),
+        'nearest segment bucket': (9, 201, 523),
     },
 }

@@ -53,7 +53,7 @@ def _layer(text: str) -> models.LayerShape:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv bench`."""
     shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
-    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model (needs transformers)")
+    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model, as `csgmv tune` takes it")
     shapes.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size of --model")
     shapes.add_argument(
         "--layer",

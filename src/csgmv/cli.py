@@ -29,12 +29,17 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "tune": _Command("csgmv.tuning.command", "find the fastest configs on this GPU; write them as raw results"),
+    "merge": _Command("csgmv.merge", "put several people's raw results into one folder, the better record of each key"),
     "warmup": _Command(
         "csgmv.binaries", "compile every kernel that a model's layers can need, before the first launch"
     ),
     "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
+    "report": _Command("csgmv.reporting.command", "write an HTML page by which to judge raw results"),
     "show": _Command("csgmv.show", "print the table of tuned configs"),
     "explain": _Command("csgmv.lookup", "say which config a launch gets, and why", interpreted=True),
+    "coverage": _Command(
+        "csgmv.coverage", "say which of a model's launches have tuned configs, and what the rest lose"
+    ),
     "demo": _Command("csgmv.demo", "run layers with many adapters and check them, GPU or not", interpreted=True),
 }
 

@@ -16,7 +16,7 @@ def _numeric(cell: str) -> bool:
     return cell[:1].isdigit() or (cell[:1] in ("+", "-") and cell[1:2].isdigit())
 
 
-def _right_aligned(rows: Sequence[Sequence[str]], column: int) -> bool:
+def right_aligned(rows: Sequence[Sequence[str]], column: int) -> bool:
     """Columns of numbers (a unit or a dash among them is no matter) are set to the right."""
     cells = [row[column] for row in rows if row[column] not in ("", "-")]
     return bool(cells) and all(map(_numeric, cells))
@@ -49,7 +49,7 @@ def aligned(
         if not fold or left < _LEAST_FOLDED:
             return _records(header, rows)
         widths[-1] = left
-    right = [_right_aligned(rows, i) for i in range(len(header))]
+    right = [right_aligned(rows, i) for i in range(len(header))]
 
     def lines(row: Sequence[str]) -> str:
         last = folded(row[-1], widths[-1] if fold else None)
@@ -65,7 +65,7 @@ def aligned(
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows as a Markdown table (columns of numbers to the right)."""
-    rule = ["---:" if _right_aligned(rows, i) else "---" for i in range(len(header))]
+    rule = ["---:" if right_aligned(rows, i) else "---" for i in range(len(header))]
     escaped = ([cell.replace("|", "\\|") for cell in row] for row in (header, rule, *rows))
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 

@@ -109,6 +109,10 @@ def device_limits(device: torch.device) -> rules.Limits:
     """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
     if device.type != "cuda":
         return rules.UNLIMITED
+    if torch.version.hip is not None:
+        # "HIP doesn't have shared_memory_per_block_optin in device properties" (torch/cuda/_utils.py); Triton asks HIP.
+        said = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+        return rules.Limits(said["max_shared_mem"])
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub leaves most of them out
     return rules.Limits(
         shared_memory=properties.shared_memory_per_block_optin,

@@ -357,7 +357,7 @@ class ExpandLaunch(launch.Launch):
             "BLOCK_N": config.block_n,
             "BLOCK_K": rules.rank_step(config.block_k, max_rank),
             "NUM_STAGES": config.num_stages,
-            "PREFETCH": config.prefetch and not launch.INTERPRETED,
+            "PREFETCH": config.prefetch and launch.FOR_NVIDIA and not launch.INTERPRETED,
         }
         super().__init__(_expand_kernel, config, constants, overlap=overlap)
 

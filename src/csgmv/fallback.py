@@ -4,11 +4,14 @@ Standard library only, like `rules`, and for the same reason: dispatch asks this
 what a key would get whose own row it leaves out.
 
     serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
+    offers      the same → all rows that could serve, the most trusted first
     lenders     a key, those that have rows → which are asked for theirs, in order
+    kind        what was found → the step of the fallback by itself, which is what losses are counted by
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -18,6 +21,7 @@ from .rules import Key, Row
 
 Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
 Rows = Mapping[Fields, "Row | None"]
+_Layer = tuple[str, int, tuple[int, ...], int, int]  # what a key says of its layer: its first fields
 _HALVES = {"float16", "bfloat16"}
 
 
@@ -62,6 +66,24 @@ class Served(NamedTuple):
     source: Key | None = None
     gpu: str | None = None
     triton: str | None = None
+
+
+def kind(served: Served, key: Key, gpu: str, triton: str) -> str:
+    """The step by itself: "nearest rank" without the rank that was nearest, "other GPU, exact" without the GPU's name.
+
+    Dimensions of another rank are "nearest dimensions and rank", since they cost more than those of the same.
+
+    Args:
+        served: what the key got.
+        key: that was asked for.
+        gpu, triton: where it was asked for.
+    """
+    if served.source is None:
+        return "default" if served.row is None else "architecture's default"
+    elsewhere = ["other GPU"] * (served.gpu != gpu) + ["other Triton version"] * (served.triton != triton)
+    step = served.step.rpartition(", ")[2].partition(" (")[0]
+    both = step == "nearest dimensions" and served.source.max_rank != key.max_rank
+    return ", ".join([*elsewhere, f"{step} and rank" if both else step])
 
 
 def nearest_versions(wanted: str, present: Iterable[str]) -> list[str]:
@@ -114,7 +136,12 @@ def _sizes(key: Key) -> dict[str, int]:
 
 def layer_distance(key: Key, other: Key) -> float:
     """How far apart two keys of one operation are in dimensions and rank; infinite beyond REACH."""
-    sizes, others = _sizes(key), _sizes(other)
+    return _layers_apart(key[:5], other[:5])
+
+
+@functools.lru_cache(maxsize=65536)  # few layers have many keys: `codegen --regret` takes 3.1 s instead of 4.2
+def _layers_apart(layer: _Layer, another: _Layer) -> float:
+    sizes, others = (_sizes(Key(*fields, dtype="", chunk_size=1, segment_bucket=1)) for fields in (layer, another))
     apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
     return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
 
@@ -156,16 +183,21 @@ def _knows(key: Key, other: Key) -> bool:
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
-    """The row that a key gets on a device.
+    """The row that a key gets on a device: the first that is offered, or else the built-in default."""
+    return next(offers(key, where, tables), Served(None, "default"))
+
+
+def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
+    """What the tables have for a key that a device can run, the most trusted first; the key's own may come twice.
 
     The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
     nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
-    architecture's default for about as many rows, or else the built-in one.
+    architecture's default for about as many rows.
     """
     if key in tables.rows.get((where.gpu, where.triton), ()) and (
         served := _served(key, where, tables, key, where.gpu, where.triton)
     ):
-        return served
+        yield served
     for gpu in nearest_gpus(where, tables.gpus):
         versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
         asked = {version: lenders(key, tables.rows[gpu, version]) for version in versions}
@@ -173,11 +205,10 @@ def serve(key: Key, where: Target, tables: Tables) -> Served:
         for version in dict.fromkeys(knowing + versions):
             for source in asked[version]:
                 if served := _served(key, where, tables, source, gpu, version):
-                    return served
+                    yield served
     for row in _defaults(key, where, tables):
         if lent := refit.default(row, key, where.limits):
-            return Served(lent, f"default of architecture {where.architecture}")
-    return Served(None, "default")
+            yield Served(lent, f"default of architecture {where.architecture}")
 
 
 def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:

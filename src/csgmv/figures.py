@@ -1,4 +1,7 @@
-"""What `csgmv bench` measured, and how it is told: a table for people, Markdown for the README, JSON for programs."""
+"""What `csgmv bench` measured, and how it is told: a table for people, Markdown for the README, JSON for programs.
+
+Standard library only: what stands between a file's markers is the codegen's to replace too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from csgmv import columns, rules
+from . import columns, rules
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Report:
 
 
 def markers(name: str) -> tuple[str, str]:
-    """The lines of a file between which figures of one kind ("bench", "peers") are put."""
+    """The lines of a file between which figures of one kind ("bench", "peers", "coverage", "regret") are put."""
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 

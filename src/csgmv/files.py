@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Put a file in place in one step, so that a reader (or a process that is killed) sees the old one or the new one.
 
     The new file has the old one's permissions, or where there was none 0644. Of a link the file that it leads to is
-    replaced, not the link.
+    replaced, not the link. Text is written as UTF-8.
 
     Raises:
         OSError: the folder cannot be made or written, or a link leads in a circle.
@@ -25,8 +25,8 @@ def replace(path: Path, text: str) -> None:
         mode = 0o644  # mkstemp's files are for their owner alone
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:  # segments asks dispatch for its chunk size, and dispatch ask
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# Whether kernels are compiled by way of PTX: AMD's compiler has neither a register cap nor PTX written by hand.
+FOR_NVIDIA: bool = torch.version.hip is None
+
 # The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it has been run.
-SHORT_WAY: bool = (
-    not INTERPRETED and rules.version_numbers(triton.__version__)[:2] == (3, 6) and torch.version.hip is None
-)
+SHORT_WAY: bool = FOR_NVIDIA and not INTERPRETED and rules.version_numbers(triton.__version__)[:2] == (3, 6)
 # What torch.cuda.current_device and Triton's driver call in the end; builds of torch without CUDA have neither.
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
@@ -71,7 +72,7 @@ def options(config: ShrinkConfig | ExpandConfig | None, overlap: bool) -> dict[s
     chosen: dict[str, Any] = {}
     if config is not None:
         chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        if config.maxnreg is not None:
+        if config.maxnreg is not None and FOR_NVIDIA:  # "Keyword argument maxnreg was specified but unrecognised"
             chosen["maxnreg"] = config.maxnreg
     if overlap:
         chosen["launch_pdl"] = True

@@ -12,7 +12,7 @@ from csgmv.models import LayerShape, layer_shapes, parse_layer
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Add --model, --adapter, --layer, --rank, --tp, --dtype, --ops and --trust-remote-code."""
     add = group.add_argument
-    add("--model", metavar="NAME_OR_FOLDER", help="of transformers: a hub name, or a folder with a config.json")
+    add("--model", metavar="NAME_OR_FOLDER", help="a hub name, or a folder with a config.json")
     add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
     add(
         "--adapter",

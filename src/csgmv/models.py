@@ -1,6 +1,7 @@
 """Layer shapes of a transformers model: what there is to tune for it.
 
-Nothing is downloaded but the model's config.json, and a local folder that holds one needs no network at all.
+Nothing is downloaded but the model's config.json; a local folder that holds one needs no network at all, and neither
+does a well-known model (`known_models`), for which transformers is not needed either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import decoders, peft_adapter
+from csgmv import decoders, known_models, peft_adapter
 from csgmv.rules import MAX_SLICES
 
 
@@ -64,8 +65,8 @@ def layer_shapes(
     read: attention, layers without experts, shared experts (shared_gate_up, shared_down).
 
     Args:
-        model: a name on the Hugging Face hub, a folder with a config.json, or a config object. Of a multimodal
-            config its text_config is read.
+        model: a name on the Hugging Face hub, a folder with a config.json, such a file, or a config object. Of a
+            multimodal config its text_config is read. A well-known model's owner may be left out.
         tp: tensor-parallel size. Most layers are split by columns (key-value heads are replicated where there are
             fewer than tp), o and down by rows.
         trust_remote_code: let transformers run code that comes with the model.
@@ -78,7 +79,7 @@ def layer_shapes(
         ValueError: the model is none that can be read, tp does not divide it, or it has none of the targets; what was
             found is named.
         ImportError: transformers is missing (the extra `tune` has it).
-        OSError: transformers finds no config under this name.
+        OSError: transformers finds no config under this name; well-known models with names like it are listed.
     """
     if tp < 1:
         raise ValueError(f"tp: expected a positive number, got {tp}")
@@ -104,15 +105,23 @@ def layer_shapes(
 
 
 def _load(name: str | Path, trust_remote_code: bool) -> Any:
+    path = Path(name).expanduser()
+    here = path.exists()
+    if not here:
+        if str(name)[:1] in ("/", ".", "~"):
+            raise ValueError(f"model: expected a hub name, a folder with a config.json or a file, got no folder {path}")
+        if (known := known_models.config(str(name))) is not None:
+            return known
+    listed = "" if here else f"; known by name are {', '.join(known_models.nearest(str(name)))}"
     try:
         from transformers import AutoConfig
     except ImportError as error:
-        raise ImportError("reading a model's config needs transformers: pip install 'csgmv[tune]'") from error
-    if str(name)[:1] in ("/", ".", "~"):
-        name = Path(name).expanduser()
-        if not name.is_dir():
-            raise ValueError(f"model: expected a hub name or a folder with a config.json, got no folder {name}")
-    return AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code)
+        wanted = "reading a model's config needs transformers: pip install 'csgmv[tune]'"
+        raise ImportError(f"{wanted}, got {name}{listed}") from error
+    try:
+        return AutoConfig.from_pretrained(str(path if here else name), trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise OSError(f"model: transformers finds no config of {name}{listed}: {error}") from error
 
 
 def _text_config(config: Any) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import csgmv
 from csgmv import chunk_sizes, columns, config, dispatch, rules
 
 
@@ -33,13 +34,19 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.gpu, rules.version_numbers(entry.triton), entry.key))
 
 
-def _digest() -> str:
-    """Digest of the raw results that the table was made from."""
-    try:
-        from csgmv._tuned_table import DIGEST
-    except ModuleNotFoundError:
-        return "none (this tree has no generated table)"
-    return DIGEST
+def digest() -> str:
+    """Digest of the raw results that the table was made from, or why there is none."""
+    return csgmv.__table_digest__ or "without a digest (this tree has no generated table)"
+
+
+def counts(everything: Sequence[Entry]) -> dict[str, int]:
+    """Of the whole table: keys, those with a row that beats the default, chunk sizes, defaults of architectures."""
+    return {
+        "keys": len(everything),
+        "tuned": sum(entry.config is not None for entry in everything),
+        "chunk_sizes": sum(map(len, chunk_sizes.table().values())),
+        "defaults": sum(len(rows) for by_op in dispatch.tables().defaults.values() for rows in by_op.values()),
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +127,7 @@ def _defaults(op: str) -> rules.Row:
     return config.to_row(classes[op]())
 
 
-def _config_text(op: str, row: rules.Row | None) -> str:
+def config_text(op: str, row: rules.Row | None) -> str:
     """The fields in which a config differs from the built-in default: what the tuner found to matter."""
     if row is None:
         return "default"
@@ -160,7 +167,7 @@ def _row_text(entry: Entry) -> list[str]:
         key.dtype,
         str(key.chunk_size),
         bucket_text(key.segment_bucket),
-        _config_text(key.op, entry.config),
+        config_text(key.op, entry.config),
     ]
 
 
@@ -191,7 +198,7 @@ def _print_chunk_sizes(args: argparse.Namespace, width: int | None) -> None:
         print(columns.aligned(("adapters", *(f"{r} rows" for r in batch_rows)), table, width))
 
 
-def _json(found: Iterable[Entry], args: argparse.Namespace) -> str:
+def _json(found: Iterable[Entry], everything: Sequence[Entry], args: argparse.Namespace) -> str:
     rows = [
         {
             "gpu": entry.gpu,
@@ -206,7 +213,8 @@ def _json(found: Iterable[Entry], args: argparse.Namespace) -> str:
         for (gpu, triton), sizes in _cells(args).items()
         for (batch_rows, adapters), chunk_size in sizes.items()
     ]
-    return json.dumps({"digest": _digest(), "rows": rows, "chunk_sizes": cells}, indent=1)
+    told = {"digest": csgmv.__table_digest__, "counts": counts(everything), "rows": rows, "chunk_sizes": cells}
+    return json.dumps(told, indent=1)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -214,9 +222,13 @@ def run(args: argparse.Namespace) -> int:
     everything = entries()
     found = selected(everything, args)
     if args.json:
-        print(_json(found, args))
+        print(_json(found, everything, args))
         return 0 if found else 1
-    print(f"table {_digest()}: {len(everything)} keys")
+    count = counts(everything)
+    print(
+        f"table {digest()}: {count['keys']} keys, {count['tuned']} of them tuned,"
+        f" {count['chunk_sizes']} chunk sizes, {count['defaults']} defaults of architectures"
+    )
     width = columns.terminal_width()
     if args.all or args.gpu or args.triton or _wanted(args):
         _print_rows(found, width)

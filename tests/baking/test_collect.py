@@ -125,6 +125,14 @@ def test_the_digest_tells_contents_apart(tmp_path: Path) -> None:
     assert len({collect(tmp_path / name).digest for name in ("one", "two", "three")}) == 3
 
 
+def test_documents_are_the_files_as_parsed(tmp_path: Path) -> None:
+    """By the name under which their results stand."""
+    put(tmp_path, "gpu/one.json", document())
+    collected = collect(tmp_path)
+    assert collected.documents == {"gpu/one.json": document()}
+    assert {found.file for found in collected.found} == collected.documents.keys()
+
+
 def test_the_digest_is_of_content_alone(tmp_path: Path) -> None:
     """Not of the place it stands in, nor of line ends, spaces or the order of fields."""
     put(tmp_path / "here", "x/a.json", document())

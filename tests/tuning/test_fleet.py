@@ -20,7 +20,7 @@ from csgmv.tuning import fleet
 from csgmv.tuning.fleet import Node, split
 from csgmv.tuning.plan import Plan, Task, parts
 from csgmv.tuning.record import Archive
-from csgmv.tuning.tuner import Session, Step, schedule
+from csgmv.tuning.tuner import Session, Step, lent, schedule
 from rigs import HERE, HashRig
 from searching import Farm, HashBench
 
@@ -67,7 +67,7 @@ def on_one_machine(folder: Path, fatal: tuple[int, int]) -> dict[str, Any]:
     def run(tasks: list[Task], bench: HashBench) -> None:
         store = Archive(folder, HERE.gpu, HERE.triton, HERE.run)
         agenda = schedule(tasks, store, HERE.device.limits)
-        Session(agenda, HERE.device, bench, Farm(), store, lambda _: None, effort=EFFORT).run()
+        Session(agenda, HERE.device, bench, Farm(), store, lambda _: None, effort=EFFORT, lent=lent(HERE)).run()
 
     with pytest.raises(KeyboardInterrupt):
         run([task for task in PLAN.tasks() if task.key.num_slices == slices], HashBench(stop=interrupt))

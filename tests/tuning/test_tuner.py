@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from csgmv import checks, records, rules
+from csgmv import checks, dispatch, fallback, records, rules
+from csgmv.config import ShrinkConfig, to_row
 from csgmv.models import LayerShape
 from csgmv.tuning import tuner
 from csgmv.tuning.model import Device
 from csgmv.tuning.plan import Plan, family, parts
 from csgmv.tuning.rig import RemoteBench
-from csgmv.tuning.tuner import Session, Step, schedule
+from csgmv.tuning.space import VALUES
+from csgmv.tuning.tuner import LENT, Lent, Session, Step, lent, schedule
 from csgmv.tuning.worker import Failure
+from rigs import HERE
 from searching import Farm, HashBench, archive
 
 DEVICE = Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
@@ -191,3 +194,28 @@ def test_a_small_layer_is_tuned_from_end_to_end(tmp_path: Path) -> None:
         assert record["accuracy"]["max_error"] > 0
         assert all(finalist["registers"] > 0 for finalist in record["finalists"])
     assert tuner.tune(plan, tmp_path)[:4] == (0, 3, 0, 0)
+
+
+def test_a_search_measures_what_the_table_lends(tmp_path: Path) -> None:
+    """Although it would never propose it: here 32 columns a step."""
+    row = to_row(ShrinkConfig(16, 16, 32, num_stages=2))
+    assert row[2] not in VALUES["shrink"]["block_k"]
+    agenda = schedule(PLAN.tasks(), archive(tmp_path), DEVICE.limits)
+    lends: Lent = lambda key: [row] if key.op == "shrink" else []  # noqa: E731
+    Session(agenda, DEVICE, HashBench(), Farm(), archive(tmp_path), lambda _: None, lent=lends).run()
+    found = [one for path in tmp_path.rglob("shrink*.json") for one in records_of(path)]
+    assert len(found) == sum(task.key.op == "shrink" for task in PLAN.tasks())
+    assert all(list(row) in [candidate for candidate, *_ in one["candidates"]] for one in found)
+
+
+def test_the_table_lends_the_nearest_rows_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key's own comes first; nothing is lent to layers that are too far from all."""
+    key = rules.Key("shrink", 1024, (), 16, 1, "bfloat16", 16, 8)
+    rows = [to_row(ShrinkConfig(16, 16, 64 << step, num_stages=2)) for step in range(4)]
+    buckets = {8: rows[0], 16: rows[1], 32: rows[0], 64: rows[2], 128: rows[3]}
+    table = {tuple(key._replace(segment_bucket=bucket)): row for bucket, row in buckets.items()}
+    monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables({(HERE.gpu, HERE.triton): table}))
+    lends = lent(HERE)
+    assert list(lends(key)) == rows[:LENT]
+    assert list(lends(key._replace(segment_bucket=128))) == [rows[3], rows[2], rows[0]]
+    assert list(lends(key._replace(input_dim=2**24))) == []

@@ -38,10 +38,18 @@ class Choice(NamedTuple):
     results: Sequence[records.Result] = ()
 
 
-def _worth(found: Found) -> tuple[float, int, str]:
+class Worth(NamedTuple):
     """Of two measurements of a key: the larger gain over its own default, then more samples, then the later date."""
-    best = records.winner(found.result)
-    return records.gain(found.result), best.samples if best else 0, found.result.date
+
+    gain: float
+    samples: int
+    date: str
+
+
+def worth(result: records.Result) -> Worth:
+    """What decides between measurements of a key; the larger wins."""
+    best = records.winner(result)
+    return Worth(records.gain(result), best.samples if best else 0, result.date)
 
 
 def _order(target: Target) -> tuple[str, tuple[int, ...], str]:
@@ -66,7 +74,7 @@ def choose(found: Iterable[Found]) -> Choice:
         rows = table[target] = {}
         counted = []
         for key, rivals in sorted(measured[target].items()):
-            kept = max(rivals, key=_worth)
+            kept = max(rivals, key=lambda rival: worth(rival.result))
             rows[key] = records.baked_row(kept.result)
             counted.append(kept.result)
             if dropped := tuple(rival.file for rival in rivals if rival is not kept):

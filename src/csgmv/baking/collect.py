@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,14 @@ class Faulty(ValueError):
         self.faults = faults
 
 
+class Document(NamedTuple):
+    """A file without faults: where it is, its name (relative to the folder that was read), and what is in it."""
+
+    file: Path
+    name: str
+    content: dict[str, Any]
+
+
 class Found(NamedTuple):
     """One result and the file that it stands in (relative to the folder that was read)."""
 
@@ -30,10 +38,14 @@ class Found(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """All results found, and a digest that changes with their content alone: not with layout, place or time."""
+    """All results found, and a digest that changes with their content alone: not with layout, place or time.
+
+    `documents` has each file as it was parsed, for who wants more of it than decides.
+    """
 
     found: list[Found]
     digest: str
+    documents: Mapping[str, Mapping[str, Any]]
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -62,22 +74,21 @@ def _read(file: Path) -> Any:
     return checks.parse(file.read_text(encoding="utf-8"))
 
 
-def collect(path: Path) -> Collected:
-    """Reads a file of raw results, or every one below a folder.
+def documents(path: Path) -> list[Document]:
+    """Reads a file of raw results, or every one below a folder; there may be none.
 
     Raises:
-        Faulty: with every fault of every file, or because there is no result at all.
+        Faulty: with every fault of every file.
     """
     faults: list[str] = []
-    found: list[Found] = []
-    digest = hashlib.sha256()
+    found: list[Document] = []
     folder = path if path.is_dir() else path.parent
     for file in sorted(_files(path), key=lambda file: file.relative_to(folder).as_posix()):
         if file == folder / "README.md":
             continue
         try:
-            document = _read(file)
-            reasons = records.faults(document)
+            content = _read(file)
+            reasons = records.faults(content)
         except RecursionError:
             reasons = ["$: nested too deeply"]
         except (OSError, ValueError) as error:
@@ -85,11 +96,29 @@ def collect(path: Path) -> Collected:
         place = str(file) if str(file).isprintable() else repr(str(file))
         faults += [f"{place}: {reason}" for reason in reasons]
         if not reasons:
-            name = file.relative_to(folder).as_posix()
-            found += (Found(name, result) for result in records.results(document))
-            digest.update(f"{name}\0{json.dumps(document, sort_keys=True)}\0".encode())
-    if not faults and not found:
-        faults = [f"{path}: expected raw results, got {'none' if path.is_dir() else 'no such file or folder'}"]
+            found.append(Document(file, file.relative_to(folder).as_posix(), content))
     if faults:
         raise Faulty(faults)
-    return Collected(found, f"sha256:{digest.hexdigest()}")
+    return found
+
+
+def nothing(path: Path) -> str:
+    """The fault of a place without results."""
+    return f"{path}: expected raw results, got {'none' if path.is_dir() else 'no such file or folder'}"
+
+
+def collect(path: Path) -> Collected:
+    """Reads a file of raw results, or every one below a folder.
+
+    Raises:
+        Faulty: with every fault of every file, or because there is no result at all.
+    """
+    contents = {name: content for _, name, content in documents(path)}
+    found: list[Found] = []
+    digest = hashlib.sha256()
+    for name, content in contents.items():
+        found += (Found(name, result) for result in records.results(content))
+        digest.update(f"{name}\0{json.dumps(content, sort_keys=True)}\0".encode())
+    if not found:
+        raise Faulty([nothing(path)])
+    return Collected(found, f"sha256:{digest.hexdigest()}", contents)

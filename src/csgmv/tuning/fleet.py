@@ -20,7 +20,7 @@ from csgmv.kernel_hash import kernel_hash
 from csgmv.tuning.plan import Keys, Plan, Task, family
 from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.rig import Gpu, Rig, Site, spare_processes
-from csgmv.tuning.tuner import Agenda, Report, Session, Step, Summary, schedule
+from csgmv.tuning.tuner import Agenda, Report, Session, Step, Summary, lent, schedule
 
 UNITS_A_WORKER = 2  # at least, where there are keys for so many: who is done early takes another
 RETRIES = 3  # of a unit whose worker is lost
@@ -285,7 +285,7 @@ def _work(rig: Rig, unit: _Unit, options: Options, desk: Any) -> Summary:
     own = ray.get_runtime_context().get_node_id()
     (rigs,) = (int(node["Resources"][rig.resource]) for node in ray.nodes() if node["NodeID"] == own)
     with rig.opened(options.seed, options.processes or spare_processes(rigs)) as (bench, farm):
-        return Session(agenda, site.device, bench, farm, store, report, unit.effort).run()
+        return Session(agenda, site.device, bench, farm, store, report, unit.effort, lent(site)).run()
 
 
 class _Run:

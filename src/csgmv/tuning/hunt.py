@@ -46,6 +46,7 @@ class Shared:
         begun: how many searches have begun, by family.
         pool: the rows that were asked for, by family.
         effort: how many times over each allowance is granted.
+        lent: a key → what launches may have got for it so far, which the search has to beat.
     """
 
     experience: Experience
@@ -53,6 +54,7 @@ class Shared:
     begun: Counter[rules.Key] = field(default_factory=Counter)
     pool: dict[rules.Key, dict[rules.Row, None]] = field(default_factory=dict)
     effort: int = 1
+    lent: Callable[[rules.Key], Sequence[rules.Row]] = lambda _: ()
 
 
 class Hunt:
@@ -68,9 +70,10 @@ class Hunt:
         shared.begun[kind] += 1
         self.pool = shared.pool.setdefault(kind, {})
 
-    def default(self) -> list[rules.Row]:
-        """The default's row, if there is one."""
-        return [] if self.ranking.default is None else [self.ranking.default]
+    def first(self) -> list[rules.Row]:
+        """What is measured whatever it may be expected to take: the default's row, if there is one, and those lent."""
+        default = [] if self.ranking.default is None else [self.ranking.default]
+        return [*default, *self.shared.lent(self.task.key)]
 
     def choose(self, guesses: Mapping[rules.Row, float], allowance: Allowance) -> list[rules.Row]:
         """The first of the rows that the allowance allows, of rows and what they may be expected to take.

@@ -44,7 +44,7 @@ class Joint:
         hunt, rounds = self._hunt, JOIN[self._hunt.leads]
         shrinks, expands = self._shrinks(), self._expands()
         if not shrinks or not expands:
-            yield from hunt.screen(hunt.default())
+            yield from hunt.screen(hunt.first())
             return
         by_split: dict[int, list[ShrinkConfig]] = {}
         for config in shrinks:
@@ -54,7 +54,7 @@ class Joint:
         bound = BEARABLE * self._guess(shrinks[0])
         leaders = [own[0] for own in by_split.values() if self._guess(own[0]) <= bound]
         first = [AddLoraConfig(config, expands[0], overlap) for config in leaders]
-        yield from hunt.screen([*hunt.default(), *self._choose(first, rounds[0])])
+        yield from hunt.screen([*hunt.first(), *self._choose(first, rounds[0])])
         for allowance in rounds[1:]:
             best = self._best()
             if best is None:

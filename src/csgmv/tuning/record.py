@@ -88,6 +88,36 @@ class Run:
     l2: str
 
 
+def name(gpu: str, triton: str, key: rules.Key) -> Path:
+    """The file of a key, in a folder of raw results. It is for people; programs read the facts inside."""
+    widths = "+".join(map(str, key.slice_widths))
+    dims = {
+        "shrink": f"k{key.input_dim}-s{key.num_slices}",
+        "expand": f"n{widths}",
+        "add_lora": f"k{key.input_dim}-n{widths}",
+    }[key.op]
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return Path(slug, f"triton-{triton}", f"{key.op}-{dims}-r{key.max_rank}-{key.dtype}.json")
+
+
+def empty(gpu: str, triton: str, key: rules.Key) -> dict[str, Any]:
+    """A file of this key's shape, yet without runs and records."""
+    return {
+        "schema": records.SCHEMA,
+        "gpu": gpu,
+        "triton": triton,
+        "op": key.op,
+        "input_dim": key.input_dim,
+        "slice_widths": list(key.slice_widths),
+        "max_rank": key.max_rank,
+        "num_slices": key.num_slices,
+        "dtype": key.dtype,
+        "fields": list(rules.FIELD_NAMES[key.op]),
+        "runs": [],
+        "records": [],
+    }
+
+
 _FREE = ("csgmv", "date", "seed")  # what of a run may differ in records that are fresh
 
 
@@ -104,16 +134,8 @@ class Archive:
         self._documents: dict[rules.Key, dict[str, Any]] = {}
 
     def path(self, key: rules.Key) -> Path:
-        """The file of a key. Its name is for people; programs read the facts inside."""
-        widths = "+".join(map(str, key.slice_widths))
-        dims = {
-            "shrink": f"k{key.input_dim}-s{key.num_slices}",
-            "expand": f"n{widths}",
-            "add_lora": f"k{key.input_dim}-n{widths}",
-        }[key.op]
-        slug = re.sub(r"[^a-z0-9]+", "-", self._gpu.lower()).strip("-")
-        name = f"{key.op}-{dims}-r{key.max_rank}-{key.dtype}.json"
-        return self._folder / slug / f"triton-{self._triton}" / name
+        """The file of a key."""
+        return self._folder / name(self._gpu, self._triton, key)
 
     def fresh(self, task: Task) -> dict[str, Any] | None:
         """The key's record as it is in the file, if it was measured on these batches in this environment; else None."""
@@ -138,10 +160,10 @@ class Archive:
         new = {"run": runs.index(ours), **_plain(dataclasses.asdict(record))}
         document["records"] = sorted([*kept, new], key=lambda old: (old["chunk_size"], old["segment_bucket"]))
         _drop_unused_runs(document)
-        path, text = self.path(key), _text(document)
-        faults = records.faults(checks.parse(text))
+        path, content = self.path(key), text(document)
+        faults = records.faults(checks.parse(content))
         assert not faults, f"{path}: a record of the tuner's own breaks the schema: {faults}"
-        files.replace(path, text)
+        files.replace(path, content)
 
     def _document(self, key: rules.Key) -> dict[str, Any]:
         """The parsed file of a key, or a new one.
@@ -152,24 +174,8 @@ class Archive:
         shape = key._replace(chunk_size=1, segment_bucket=1)
         if shape not in self._documents:
             path = self.path(key)
-            self._documents[shape] = _read(path) if path.exists() else self._empty(key)
+            self._documents[shape] = _read(path) if path.exists() else empty(self._gpu, self._triton, key)
         return self._documents[shape]
-
-    def _empty(self, key: rules.Key) -> dict[str, Any]:
-        return {
-            "schema": records.SCHEMA,
-            "gpu": self._gpu,
-            "triton": self._triton,
-            "op": key.op,
-            "input_dim": key.input_dim,
-            "slice_widths": list(key.slice_widths),
-            "max_rank": key.max_rank,
-            "num_slices": key.num_slices,
-            "dtype": key.dtype,
-            "fields": list(rules.FIELD_NAMES[key.op]),
-            "runs": [],
-            "records": [],
-        }
 
     def _is_current(self, run: Mapping[str, Any]) -> bool:
         return any(
@@ -215,7 +221,7 @@ def _plain(value: Any) -> Any:
 _DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1}  # batches are short
 
 
-def _text(document: Mapping[str, Any]) -> str:
+def text(document: Mapping[str, Any]) -> str:
     """JSON with one candidate, one finalist or one other field a line."""
 
     def lines(value: Any, indent: str, depth: int) -> str:

@@ -71,7 +71,7 @@ def _explore(hunt: Hunt) -> Search:
     rounds = EXPLORE[hunt.leads]
     # What is compiled already comes first; the shortlist begins with configs that are unlike each other.
     proposed = {to_row(config): estimate(config, task) for config in [*pooled, *first]}
-    yield from hunt.screen([*hunt.default(), *hunt.choose(proposed, rounds[0])])
+    yield from hunt.screen([*hunt.first(), *hunt.choose(proposed, rounds[0])])
     for allowance in rounds[1:]:
         before = ranking.least()
         best = [part_of(task.key.op, row) for row in ranking.best()[:NEIGHBOURS_OF]]

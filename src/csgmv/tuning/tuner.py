@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from csgmv import rules
+from csgmv import dispatch, fallback, rules
 from csgmv.tuning.compile import Binary, outcome
 from csgmv.tuning.experience import Experience, far_apart
 from csgmv.tuning.hunt import Search, Shared
@@ -23,11 +23,12 @@ from csgmv.tuning.plan import Keys, Plan, Task, family, parts
 from csgmv.tuning.race import Bench
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
-from csgmv.tuning.rig import Compiling, Gpu, spare_processes
+from csgmv.tuning.rig import Compiling, Gpu, Site, spare_processes
 from csgmv.tuning.search import search
 from csgmv.tuning.space import default_row
 
 FEW_KEYS, MOST_EFFORT = 100, 3  # a plan of so few keys or fewer has more compiled for each: there is time for it
+LENT = 3  # rows of the table that a search begins with: what it leaves to chance, an earlier one may have found
 AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
 
 
@@ -41,10 +42,15 @@ class Step(NamedTuple):
 
 
 Report = Callable[[Step], None]
+Lent = Callable[[rules.Key], Sequence[rules.Row]]
 
 
 def _say_nothing(_: Step) -> None:
     pass
+
+
+def _lends_nothing(_: rules.Key) -> Sequence[rules.Row]:
+    return ()
 
 
 class Summary(NamedTuple):
@@ -102,7 +108,7 @@ def tune(
     archive = Archive(folder, site.gpu, site.triton, site.run)
     agenda = schedule(plan.tasks(), archive, site.device.limits, force)
     with gpu.opened(seed, processes or spare_processes()) as (bench, farm):
-        session = Session(agenda, site.device, bench, farm, archive, report)
+        session = Session(agenda, site.device, bench, farm, archive, report, lent=lent(site))
         return session.run(None if time_budget is None else started + time_budget)
 
 
@@ -146,6 +152,25 @@ def schedule(tasks: Sequence[Task], store: Store, limits: rules.Limits, force: b
             if part not in there:
                 planned.setdefault(part, task._replace(key=part))
     return Agenda(_in_order(planned), {task.key for task in wanted}, known, len(known))
+
+
+def lent(site: Site) -> Lent:
+    """What the table of this process, with what is laid over it, has for keys that are launched at a site."""
+    where = fallback.Target(
+        site.gpu, site.triton, site.device.limits, site.run.compute_capability, site.device.sm_count
+    )
+    known = dispatch.tables()
+
+    def rows(key: rules.Key) -> Sequence[rules.Row]:
+        found = dict[rules.Row, None]()
+        for served in fallback.offers(key, where, known):
+            if len(found) == LENT:
+                break
+            if served.row is not None:
+                found[served.row] = None
+        return list(found)
+
+    return rows
 
 
 def _in_order(tasks: Mapping[rules.Key, Task]) -> list[Task]:
@@ -198,14 +223,19 @@ class Session:
         store: Store,
         report: Report,
         effort: int | None = None,
+        lent: Lent = _lends_nothing,
     ) -> None:
-        """`farm` compiles what searches ask for. `effort` None is that of a run of this agenda alone."""
+        """`farm` compiles what searches ask for. `effort` None is that of a run of this agenda alone.
+
+        `lent` has rows for a key that are measured whatever else is.
+        """
         self._agenda, self._device, self._bench = agenda, device, bench
         self._farm, self._store, self._report = farm, store, report
         self._shared = Shared(
             Experience(device),
             {task.key: ranking for task, ranking in agenda.known},
             effort=agenda.effort() if effort is None else effort,
+            lent=lent,
         )
         for task, ranking in agenda.known:
             if task.key.op != "add_lora":

@@ -1,0 +1,89 @@
+"""Write one HTML page, and its pictures as PNGs, by which to judge raw results.
+
+It shows what tuning gained by layer and chunk size, how near launches come to the memory's speed, what the search saw,
+pruned and failed at, and what speaks against trusting it. It needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from csgmv import __version__, columns, files, show
+from csgmv.reporting import findings, page
+from csgmv.reporting.sections import SECTIONS
+
+PAGE = "report.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `csgmv report`."""
+    add = parser.add_argument
+    add(
+        "--configs",
+        type=Path,
+        default=Path("configs"),
+        metavar="PATH",
+        help="raw results: a folder or file (%(default)s)",
+    )
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help=f"where {PAGE} and PNGs go (%(default)s)")
+    add("--gpu", metavar="NAME", help="GPUs whose name contains this, in any case")
+    floor = parser.add_mutually_exclusive_group()
+    floor.add_argument(
+        "--bandwidth",
+        type=_terabytes,
+        metavar="TB/S",
+        help="of the GPU's memory, for the floor (the rate of the fastest launch in the results)",
+    )
+    floor.add_argument("--bench", type=Path, metavar="FILE", help="take it from what csgmv bench --json wrote")
+
+
+def _terabytes(text: str) -> float:
+    try:
+        terabytes = float(text)
+    except ValueError:
+        terabytes = 0.0
+    if not 0 < terabytes <= 1000:
+        raise argparse.ArgumentTypeError(f"expected TB/s, above 0 up to 1000, got {text!r}")
+    return 1e12 * terabytes
+
+
+def _check_extra() -> None:
+    try:
+        importlib.import_module("jinja2")
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, draw and write; the page comes last, when its pictures are there.
+
+    Raises:
+        ValueError: the results are faulty, there are none, options do not fit them, or an extra is missing.
+        OSError: a file cannot be read or written.
+    """
+    _check_extra()
+    book = findings.read(args.configs, args.gpu, bandwidth=args.bandwidth, bench=args.bench)
+    parts = []
+    for number, chapter in enumerate(book.chapters, start=1):
+        prefix = f"{number}-" if len(book.chapters) > 1 else ""
+        sections = []
+        for section in SECTIONS:
+            columns.progress(f"{chapter.gpu}, Triton {chapter.triton}: {section.__name__}")
+            made = section(chapter)
+            named = [picture._replace(name=f"{prefix}{picture.name}.png") for picture in made.pictures]
+            sections.append(made._replace(pictures=named))
+        parts.append(page.Part(f"{chapter.gpu}, Triton {chapter.triton}", sections))
+    columns.progress("")
+    html = page.render(parts, page.Source(str(book.path), book.digest, show.digest(), __version__))
+    pictures = [picture for part in parts for section in part.sections for picture in section.pictures]
+    for picture in pictures:
+        files.replace(args.out / picture.name, picture.png)
+    files.replace(args.out / PAGE, html)
+    keys = sum(len(chapter.findings) for chapter in book.chapters)
+    print(
+        f"{args.out / PAGE}: {keys:,} {'key' if keys == 1 else 'keys'}, {len(pictures)} pictures (PNGs lie beside it)"
+    )
+    return 0

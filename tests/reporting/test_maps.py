@@ -1,0 +1,57 @@
+"""Heat maps have a number a key or a place, at every shape of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csgmv.reporting import canvas, maps
+from fabricated import BETTER, document, record
+from reported import chapter
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions give the figures that they would have made PNGs of."""
+    monkeypatch.setattr(canvas, "picture", lambda _name, _caption, figure: figure)
+
+
+def test_maps_have_a_number_a_key(tmp_path: Path) -> None:
+    """At its chunk size and its bucket of segments."""
+    made = document(record(30.0, 20.0), record(30.0, 10.0, chunk_size=32), record(30.0, 12.0, chunk_size=64))
+    [figure] = maps.speedup_maps(chapter(tmp_path, made), "shrink")
+    panel = figure.axes[0]
+    assert {(text.get_position(), text.get_text()) for text in panel.texts} == {
+        ((0.5, 2.5), "1.5"),
+        ((0.5, 1.5), "3.0"),
+        ((0.5, 0.5), "2.5"),
+    }
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["64", "32", "16"]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["8"]
+
+
+def test_landscapes_say_how_much_slower_each_place_is(tmp_path: Path) -> None:
+    """In percent; the winner is framed."""
+    candidates = [[BETTER, 20.0, 12, False], [[64, 32, 128, 1, 1, 8, 2, None], 25.0, 12, True]]
+    [figure] = maps.sweeps(chapter(tmp_path, document(record(candidates=candidates))), "shrink")
+    panel = figure.axes[0]
+    assert panel.get_title(loc="left") == "1024 → 3·64, chunk 16, 101 × 5"
+    assert {(text.get_position(), text.get_text()) for text in panel.texts} == {((0.5, 0.5), "0"), ((1.5, 1.5), "25")}
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["32×32", "64×32"]
+    assert [frame.get_xy() for frame in panel.patches] == [(0, 0)]
+
+
+def test_winners_are_counted(tmp_path: Path) -> None:
+    """A panel a kernel."""
+    [figure] = maps.where_winners_lie(chapter(tmp_path, document(record(), record(chunk_size=32))))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2"]
+    assert figure.axes[0].get_title(loc="left") == "shrink"
+
+
+def test_records_without_candidates_have_no_landscape(tmp_path: Path) -> None:
+    """And none without finalists have winners."""
+    made = chapter(tmp_path, document(record(candidates=[], finalists=[])))
+    assert maps.sweeps(made, "shrink") == maps.where_winners_lie(made) == []
