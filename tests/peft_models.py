@@ -15,7 +15,7 @@ import transformers
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _SIZES = dict(
     hidden_size=64,
-    intermediate_size=96,
+    intermediate_size=64,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=16,

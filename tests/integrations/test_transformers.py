@@ -55,7 +55,7 @@ def test_each_row_is_peft_alone(kind: str, tmp_path: Path) -> None:
             assert torch.equal(logits(model, ids), bare)
         assert torch.equal(logits(model, ids), bare)
     for row, want in enumerate(wanted):
-        torch.testing.assert_close(got[row], want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[row], want, rtol=2e-5, atol=2e-5)
         assert ((want - bare[row]).abs().max() > 0.05) == (NAMES[row] is not None)
     assert torch.equal(logits(model, ids), bare)
 
@@ -100,7 +100,7 @@ def test_adapters_come_and_go_while_serving(tmp_path: Path) -> None:
             for name in {*names} - {*many.adapters, None}:
                 many.add(name, folders[name])
             with many.use(names):
-                torch.testing.assert_close(logits(model, ids), expected, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(logits(model, ids), expected, rtol=2e-5, atol=2e-5)
         with pytest.raises(ValueError, match="expected at most max_loras = 2 adapters at a time"):
             many.add("first", folders["first"])
         assert set(many.adapters) == {"second", "third"}
