@@ -1,4 +1,4 @@
-"""A toy whose linear layers a `MultiLoRA` wraps, adapters for it, and what they should give: plain torch, in float32."""
+"""A toy whose linear layers a `MultiLoRA` wraps, adapters for it, and what they should give, in plain torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(INPUT_DIM, WIDTHS[name]) for name in ("q_proj", "k_proj", "v_proj"))
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(INPUT_DIM, WIDTHS[name]) for name in ("q_proj", "k_proj", "v_proj")
+        )
         self.o_proj = nn.Linear(48, WIDTHS["o_proj"], bias=False)
         self.eval().requires_grad_(False).to(DEVICE)
 
@@ -41,7 +43,9 @@ def save(folder: Path, rank: int, scaling: float, targets: list[str]) -> Path:
     for name in targets:
         input_dim = 48 if name == "o_proj" else INPUT_DIM
         for matrix, shape in (("A", (rank, input_dim)), ("B", (WIDTHS[name], rank))):
-            tensors[f"base_model.model.{name}.lora_{matrix}.weight"] = torch.randn(shape, generator=draw) / shape[1] ** 0.5
+            tensors[f"base_model.model.{name}.lora_{matrix}.weight"] = (
+                torch.randn(shape, generator=draw) / shape[1] ** 0.5
+            )
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 

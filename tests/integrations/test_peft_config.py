@@ -41,11 +41,18 @@ def written(folder: Path, **config: Any) -> Path:
         {"target_modules": ["model.layers.11.mlp.up_proj", "o_proj"], "layers_to_transform": [0, 11]},
         {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": 1},
         {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 2], "layers_pattern": "layers"},
-        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": ["nothing", "blo(c)ks"]},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "layers_to_transform": [1],
+            "layers_pattern": ["nothing", "blo(c)ks"],
+        },
         {"target_modules": ["q_proj"], "layers_to_transform": []},
         {"target_modules": r".*\.(0|11)\..*_proj"},
         {"target_modules": r"layers\.0\..*"},
-        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["model.layers.0.self_attn.q_proj", "experts.1.up_proj"]},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "exclude_modules": ["model.layers.0.self_attn.q_proj", "experts.1.up_proj"],
+        },
         {"target_modules": r".*_proj", "exclude_modules": r".*\.experts\..*"},
     ],
 )
@@ -108,7 +115,10 @@ def test_all_linear_is_what_the_model_says(tmp_path: Path) -> None:
         ({"rank_pattern": [4]}, r"expected rank_pattern to be an object, got \[4\]"),
         ({"rank_pattern": {"(": 4}}, r"expected rank_pattern to have regular expressions, got '\('"),
         ({"lora_alpha": None}, "expected lora_alpha and alpha_pattern to hold finite numbers, got None"),
-        ({"alpha_pattern": {"q_proj": math.inf}}, "expected lora_alpha and alpha_pattern to hold finite numbers, got inf"),
+        (
+            {"alpha_pattern": {"q_proj": math.inf}},
+            "expected lora_alpha and alpha_pattern to hold finite numbers, got inf",
+        ),
         ({"target_modules": None}, "expected target_modules to be names or a regular expression, got None"),
         ({"target_modules": [1]}, r"expected target_modules to be names or a regular expression, got \[1\]"),
         ({"target_modules": "(q"}, r"expected target_modules to be names or a regular expression, got '\(q'"),

@@ -46,7 +46,10 @@ def test_weights_by_module(tmp_path: Path) -> None:
     tensors = good()
     tensors["q.lora_A.weight"] = tensors["q.lora_A.weight"].bfloat16()
     found = read(written(tmp_path, tensors, alpha_pattern={"half": 5}))
-    assert {name: (weights.rank, weights.scaling) for name, weights in found.items()} == {"q": (2, 1.5), "half": (2, 2.5)}
+    assert {name: (weights.rank, weights.scaling) for name, weights in found.items()} == {
+        "q": (2, 1.5),
+        "half": (2, 2.5),
+    }
     assert torch.equal(found["q"].lora_a, tensors["q.lora_A.weight"].float())
     assert torch.equal(found["half"].lora_b, tensors["half.lora_B.weight"].half())
 
@@ -57,7 +60,9 @@ def test_copies_of_the_models_own_parameters_are_let_pass(tmp_path: Path) -> Non
     assert set(read(written(tmp_path, tensors))) == {"q", "half"}
     for other in (BASE["head.weight"] + 1, torch.ones(2, 6)):
         tensors["head.base_layer.weight"] = other
-        with pytest.raises(ValueError, match=r"expected lora_A and lora_B weights only, got .*head\.base_layer\.weight"):
+        with pytest.raises(
+            ValueError, match=r"expected lora_A and lora_B weights only, got .*head\.base_layer\.weight"
+        ):
             read(written(tmp_path, tensors))
 
 
@@ -70,7 +75,10 @@ def test_copies_of_the_models_own_parameters_are_let_pass(tmp_path: Path) -> Non
         ({"q.lora_A.weight": torch.ones(2, 6).double()}, "BF16 or F16 or F32, got .* F64"),
         ({"q.lora_A.weight": torch.ones(2, 6).int()}, "BF16 or F16 or F32, got .* I32"),
         ({"q.lora_A.weight": torch.full((2, 6), float("nan"))}, r"q\.lora_A\.weight: expected numbers that are finite"),
-        ({"half.lora_B.weight": torch.full((5, 2), 1e5)}, r"half\.lora_B\.weight: expected .* finite in torch\.float16"),
+        (
+            {"half.lora_B.weight": torch.full((5, 2), 1e5)},
+            r"half\.lora_B\.weight: expected .* finite in torch\.float16",
+        ),
         ({"q.lora_A.weight": None}, r"of every module that the config targets, got no base_model\.model\.q\.lora_A"),
         ({"head.lora_A.weight": torch.ones(2, 6)}, "of the model's modules that the config targets, got .*head"),
         ({"../../etc.lora_A.weight": torch.ones(2, 6)}, r"modules that the config targets, got .*\.\./\.\./etc"),

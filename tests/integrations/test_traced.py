@@ -17,12 +17,13 @@ def inputs(rows: int, tokens: int) -> torch.Tensor:
 
 
 class Counter:
-    """A backend that runs graphs as they are, and notes their operators."""
+    """A backend of `torch.compile` that runs graphs as they are, and notes their operators."""
 
     def __init__(self) -> None:
         self.graphs: list[list[str]] = []
 
-    def __call__(self, graph: torch.fx.GraphModule, _: object) -> object:
+    def compile(self, graph: torch.fx.GraphModule, _: object) -> object:
+        """The graph itself."""
         self.graphs.append([node.target.name() for node in graph.graph.nodes if "csgmv" in str(node.target)])
         return graph.forward
 
@@ -45,7 +46,7 @@ def test_one_graph_for_all_batches(tmp_path: Path) -> None:
     torch._dynamo.reset()
     counter = Counter()
     with MultiLoRA(model, folders, max_loras=4) as many:
-        compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+        compiled = torch.compile(model, backend=counter.compile, fullgraph=True, dynamic=True)
         for rows, tokens, names in ((2, 3, ["all", "o"]), (3, 2, ["o", None, "qv"]), (4, 5, ["qv", "all"])):
             x = inputs(rows, tokens)
             with many.use(names):
@@ -54,7 +55,9 @@ def test_one_graph_for_all_batches(tmp_path: Path) -> None:
         folders["new"] = save(tmp_path / "new", 7, 1.5, ["k_proj", "o_proj"])
         many.add("new", folders["new"])
         with many.use(["new", "qv"]):
-            torch.testing.assert_close(compiled(x := inputs(2, 4)), expected(folders, ["new", "qv"], x), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                compiled(x := inputs(2, 4)), expected(folders, ["new", "qv"], x), rtol=1e-5, atol=1e-5
+            )
         with_adapters = ["csgmv::served_shrink", *["csgmv::served_expand"] * 3, "csgmv::served_add"]
         assert counter.graphs == [with_adapters]
         compiled(x)

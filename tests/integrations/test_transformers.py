@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from csgmv.integrations import wrapped_linear
 from csgmv.integrations.transformers import MultiLoRA
 from peft_models import CONFIGS, DEVICE, by_peft, save_adapter, tiny
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 NAMES = ["all", None, "some", "one"]
 SMALL = dict(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
 
@@ -23,10 +26,20 @@ def adapters(model: Any, folder: Path) -> dict[str, Path]:
     v = q if merged else "v_proj"
     return {
         "all": save_adapter(
-            model, folder / "all", r=4, lora_alpha=6, target_modules="all-linear", rank_pattern={q: 9, r"1\..*down_.*": 2}
+            model,
+            folder / "all",
+            r=4,
+            lora_alpha=6,
+            target_modules="all-linear",
+            rank_pattern={q: 9, r"1\..*down_.*": 2},
         ),
         "some": save_adapter(
-            model, folder / "some", r=5, use_rslora=True, target_modules=[q, up], alpha_pattern={q: 3, f"1.mlp.{up}": 40}
+            model,
+            folder / "some",
+            r=5,
+            use_rslora=True,
+            target_modules=[q, up],
+            alpha_pattern={q: 3, f"1.mlp.{up}": 40},
         ),
         "one": save_adapter(model, folder / "one", r=16, target_modules=[v, down], layers_to_transform=[1]),
     }
@@ -60,6 +73,28 @@ def test_each_row_is_peft_alone(kind: str, tmp_path: Path) -> None:
     assert torch.equal(logits(model, ids), bare)
 
 
+def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As printed, but for the model, which is a tiny one in float32 wherever there is a device, and fewer tokens."""
+    model = tiny()
+    for name in ("chat", "sql", "french"):
+        save_adapter(model, tmp_path / "adapters" / name, r=4, target_modules=["q_proj"])
+    model.save_pretrained(tmp_path / "base")
+    words = {"[PAD]": 0, "[UNK]": 1} | {word: 2 + index for index, word in enumerate("Hello All users of Good".split())}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (code,) = (block for block in README.split("```python\n")[1:] if "MultiLoRA" in block)
+    for printed, here in (
+        ("Qwen/Qwen3-0.6B", "base"), ("bfloat16", "float32"), ('"cuda"', repr(DEVICE)), ("=32", "=2")
+    ):  # fmt: skip
+        assert printed in code
+        code = code.replace(printed, here)
+    monkeypatch.chdir(tmp_path)
+    exec(code.split("```")[0], {})
+    assert capsys.readouterr().out.count("[UNK]") >= 3
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generates_what_peft_does(beams: int, tmp_path: Path) -> None:
     """Token for token, with left padding and a key-value cache, greedily and by beam search."""
@@ -85,7 +120,11 @@ def test_adapters_come_and_go_while_serving(tmp_path: Path) -> None:
     model, ids = tiny(), tokens(2, 3)
     folders = {
         name: save_adapter(model, tmp_path / name, r=rank, target_modules=targets)
-        for name, rank, targets in (("first", 9, ["q_proj"]), ("second", 3, ["q_proj", "k_proj"]), ("third", 12, ["down_proj"]))
+        for name, rank, targets in (
+            ("first", 9, ["q_proj"]),
+            ("second", 3, ["q_proj", "k_proj"]),
+            ("third", 12, ["down_proj"]),
+        )
     }
 
     def want(names: list[str | None]) -> torch.Tensor:
@@ -239,8 +278,16 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path) ->
     dora = save_adapter(model, tmp_path / "dora", r=2, use_dora=True, target_modules=["q_proj"])
     for folders, how, message in (
         ({"good": good, "dora": dora}, {}, "got use_dora = True"),
-        ({"good": good, "large": large}, {"max_rank": 16}, "'large': expected ranks of at most max_rank 16, got 17 of .*q_proj"),
-        ({"good": good, "large": large}, {"max_loras": 1}, "max_loras: expected at least 2, for the adapters given, got 1"),
+        (
+            {"good": good, "large": large},
+            {"max_rank": 16},
+            "'large': expected ranks of at most max_rank 16, got 17 of .*q_proj",
+        ),
+        (
+            {"good": good, "large": large},
+            {"max_loras": 1},
+            "max_loras: expected at least 2, for the adapters given, got 1",
+        ),
         ({"good": good}, {"max_rank": 300}, "max_rank: expected 1 to 256, got 300"),
         ({}, {}, "expected at least one, or target_modules that the model has"),
         ({}, {"target_modules": ["nowhere"]}, "expected at least one, or target_modules that the model has"),
@@ -268,7 +315,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path) ->
 
 
 def test_a_quantised_layer_is_wrapped(tmp_path: Path) -> None:
-    """Anything that says in_features and out_features, whatever its weight is like; adapters are in the model's dtype."""
+    """Anything that says in_features and out_features, whatever its weight is; adapters are in the model's dtype."""
 
     class Quantised(torch.nn.Module):
         def __init__(self, linear: torch.nn.Linear) -> None:

@@ -40,7 +40,8 @@ def of(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Linear | None]:
 
 def all_linear(model: nn.Module, linears: Mapping[str, Linear | None]) -> set[str]:
     """What PEFT means by all linear layers: all but the one that makes logits."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head_of = getattr(model, "get_output_embeddings", None)
+    head = head_of() if callable(head_of) else None
     return {path for path, module in model.named_modules() if linears[path] is not None and module is not head}
 
 
@@ -64,24 +65,20 @@ def device(modules: Iterable[nn.Module]) -> torch.device:
 
 def groups(paths: Sequence[str], linears: Mapping[str, Linear | None]) -> list[list[str]]:
     """Paths of linear layers, those together that read the same tensor, in the order in which it is read."""
-    together: dict[tuple[object, ...], list[str]] = {}
+    together: dict[tuple[object, ...], list[tuple[int, str]]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
         linear = linears[path]
         assert linear is not None
-        sharing = next((names for names in _SHARING if name in names), (path,))
-        together.setdefault((parent, sharing, linear.input_dim, linear.dtype), []).append(path)
-    return [
-        sorted(group, key=lambda path: key[1].index(path.rpartition(".")[2])) if len(group) > 1 else group  # type: ignore[attr-defined]
-        for key, group in together.items()
-    ]
+        sharing = next((names for names in _SHARING if name in names), (name,))
+        key = parent, sharing, linear.input_dim, linear.dtype
+        together.setdefault(key, []).append((sharing.index(name), path))
+    return [[path for _, path in sorted(group)] for group in together.values()]
 
 
 def _linear(module: nn.Module, dtype: torch.dtype) -> Linear | None:
-    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not all(type(size) is int for size in sizes):
-        return None
-    return Linear(*sizes, dtype)
+    input_dim, output_dim = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return Linear(input_dim, output_dim, dtype) if type(input_dim) is int and type(output_dim) is int else None
 
 
 def _dtype(module: nn.Module, model: nn.Module) -> torch.dtype:

@@ -168,6 +168,10 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
     if (start := config.get("init_lora_weights")) not in _INITIALISED_APART:
         yield f"expected an adapter to the base weights as they are, got init_lora_weights = {start!r}"
     yield from _number_faults(config)
+    yield from _target_faults(config)
+
+
+def _target_faults(config: dict[str, Any]) -> Iterator[str]:
     targets, layers = config.get("target_modules"), config.get("layers_to_transform")
     if not targets:
         yield f"expected target_modules to be names or a regular expression, got {targets!r}"

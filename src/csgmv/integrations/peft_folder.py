@@ -136,4 +136,5 @@ def _weights(path: Path, file: Any, name: str, size: Size, linear: Linear) -> Lo
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return ", ".join([*names[:_MOST_NAMED], *more])

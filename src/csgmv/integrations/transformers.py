@@ -1,7 +1,7 @@
 """Many PEFT adapters in one transformers model: each row of a batch gets its own, by csgmv's kernels.
 
-The flow: linear_layers, peft_config, peft_folder (a folder → weights) → adapter_slots (which slot, which rank in which layer) →
-row_batches (which rows) → wrapped_linear (a layer's output).
+The flow: linear_layers, peft_config, peft_folder (a folder → weights by layer) → adapter_slots (which slot, which rank
+in which layer) → row_batches (which rows of which tokens) → wrapped_linear, traced (a layer's output).
 """
 
 from __future__ import annotations
