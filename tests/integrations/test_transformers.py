@@ -79,7 +79,7 @@ def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("chat", "sql", "french"):
         save_adapter(model, tmp_path / "adapters" / name, r=4, target_modules=["q_proj"])
     model.save_pretrained(tmp_path / "base")
-    words = {"[PAD]": 0, "[UNK]": 1} | {word: 2 + index for index, word in enumerate("Hello All users of Good".split())}
+    words = {"[PAD]": 0, "[UNK]": 1} | {word: 2 + index for index, word in enumerate(("Hello", "All", "users"))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
