@@ -41,8 +41,8 @@ def tiny(kind: str = "qwen3", layers: int = 1) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().to(DEVICE)
 
 
-def save_adapter(model: Any, folder: Path, **config: Any) -> Path:
-    """A folder as PEFT saves it, with B that is not zero; the model is left as it was."""
+def save_adapter(model: Any, folder: Path, *, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    """A folder as PEFT saves it, with B that is not zero and numbers that dtype can hold; the model stays as it was."""
     torch.manual_seed(len(folder.name) + sum(folder.name.encode()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,6 +50,8 @@ def save_adapter(model: Any, folder: Path, **config: Any) -> Path:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
+            if "lora_" in name:
+                parameter.data.copy_(parameter.data.to(dtype))
         adapted.save_pretrained(folder)
         adapted.unload()
     return folder

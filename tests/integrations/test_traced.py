@@ -87,4 +87,21 @@ def test_a_graph_outside_of_a_batch_says_so(tmp_path: Path) -> None:
         number = many._serving.number
         for serving in (number, number + 1000):
             with pytest.raises(RuntimeError, match=r"compiled within MultiLoRA\.use runs outside of it"):
-                torch.ops.csgmv.served_add(copy.copy(x), x, serving, 0)
+                torch.ops.csgmv.served_add(copy.copy(x), x, serving, "", 0)
+        with many.use(["all"]), pytest.raises(RuntimeError, match="or for another batch"):
+            torch.ops.csgmv.served_add(copy.copy(x), x, number, "static 1000", 0)
+
+
+def test_a_graph_for_each_static_batch(tmp_path: Path) -> None:
+    """Inductor may capture it with that batch's buffers; refilling these compiles nothing."""
+    folders, model, x = three(tmp_path), Attention(), inputs(2, 2)
+    torch._dynamo.reset()
+    counter = Counter()
+    with MultiLoRA(model, folders) as many:
+        compiled = torch.compile(model, backend=counter.compile, fullgraph=True)
+        first, second = many.static(2, 2), many.static(2, 2)
+        for count, batch, names in ((1, first, ["all", "o"]), (2, second, ["o", "qv"]), (2, first, ["qv", None])):
+            batch.update(names)
+            with many.use(batch):
+                torch.testing.assert_close(compiled(x), expected(folders, names, x), rtol=1e-5, atol=1e-5)
+            assert len(counter.graphs) == count

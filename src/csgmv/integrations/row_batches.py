@@ -8,6 +8,7 @@ layer that makes logits.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ import torch
 
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.segments import Segments
+
+_numbers = itertools.count()  # of static batches
 
 
 def slot_ids(slots: AdapterSlots, names: object) -> list[int]:
@@ -39,12 +42,15 @@ class RowBatch:
     Attributes:
         ids: slot of each row, -1 for none.
         mask: bit i says that slot i is used.
+        graph: what of it a compiled graph depends on: nothing.
     """
+
+    graph = ""
 
     def __init__(self, slots: AdapterSlots, names: object) -> None:
         self.ids = slot_ids(slots, names)
         self.mask = sum(1 << slot for slot in {*self.ids} if slot >= 0)
-        self._slots = slots
+        self._slots, self._on_gpu = slots, slots.device.type == "cuda"
         self._whole: dict[torch.Size, Segments] = {}
         self._segments: dict[tuple[int, torch.Size], Segments] = {}
 
@@ -53,7 +59,10 @@ class RowBatch:
 
         Raises:
             ValueError: the input's rows are not the batch's.
+            RuntimeError: the stream is being captured, and what would be captured is gone after this batch.
         """
+        if self._on_gpu and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a CUDA graph needs a batch in fixed buffers: capture within use(MultiLoRA.static(…))")
         slots = self._slots
         if not slots.masks[row] & self.mask:
             return None
@@ -90,6 +99,7 @@ class StaticBatch:
     Attributes:
         ids: slot of each row, -1 for none.
         mask: all bits, since any slot may be used by a replay.
+        graph: what of it a compiled graph depends on, which a CUDA graph may be made of: its buffers.
     """
 
     mask = -1
@@ -99,6 +109,7 @@ class StaticBatch:
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         self.ids = [-1] * rows
+        self.graph = f"static {next(_numbers)}"
         self._slots, self._lead = slots, (rows, tokens)
         self._whole = Segments.allocate(rows * tokens, slots.max_loras, device=slots.device)
         self._segments: dict[int, Segments] = {}

@@ -1,7 +1,8 @@
 """What wrapped layers do, as operators of torch.library, for `torch.compile`: they come here only while Dynamo traces.
 
 A graph holds a layer's number, not its batch: which adapter a row uses, and what weights the adapters have, is looked
-up when the operator runs, so that neither has anything compiled again.
+up when the operator runs, so that neither has anything compiled again. Each static batch has a graph of its own, since
+Inductor may make a CUDA graph of it, which has the batch's buffers in it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def register(serving: Serving) -> None:
     _servings[serving.number] = serving
 
 
-def _found(serving: int, shared: int) -> tuple[SharedInput, RowBatch | StaticBatch]:
+def _found(serving: int, graph: str, shared: int) -> tuple[SharedInput, RowBatch | StaticBatch]:
     served = _servings.get(serving)
-    if served is None or served.batch is None:
-        raise RuntimeError("a graph that was compiled within MultiLoRA.use runs outside of it: replay it within")
+    if served is None or served.batch is None or served.batch.graph != graph:
+        raise RuntimeError("a graph that was compiled within MultiLoRA.use runs outside of it, or for another batch")
     return served.inputs[shared], served.batch
 
 
@@ -40,23 +41,23 @@ def _define(name: str, schema: str, call: Callable[..., Any], fake: Callable[...
     return getattr(torch.ops.csgmv, name).default
 
 
-def _call_shrink(x: torch.Tensor, serving: int, shared: int, width: int) -> torch.Tensor:
-    group, batch = _found(serving, shared)
+def _call_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:
+    group, batch = _found(serving, graph, shared)
     h = group.shrink(x, batch)
-    return _fake_shrink(x, serving, shared, width) if h is None else h
+    return _fake_shrink(x, serving, graph, shared, width) if h is None else h
 
 
-def _fake_shrink(x: torch.Tensor, serving: int, shared: int, width: int) -> torch.Tensor:  # noqa: ARG001
+def _fake_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:  # noqa: ARG001
     return x.new_empty((x.numel() // x.shape[-1], width))
 
 
-def _call_expand(output: torch.Tensor, h: torch.Tensor, serving: int, shared: int, place: int) -> None:
-    group, batch = _found(serving, shared)
+def _call_expand(output: torch.Tensor, h: torch.Tensor, serving: int, graph: str, shared: int, place: int) -> None:
+    group, batch = _found(serving, graph, shared)
     group.layers[place].expand(output, h, batch)
 
 
-def _call_add(output: torch.Tensor, x: torch.Tensor, serving: int, shared: int) -> None:
-    group, batch = _found(serving, shared)
+def _call_add(output: torch.Tensor, x: torch.Tensor, serving: int, graph: str, shared: int) -> None:
+    group, batch = _found(serving, graph, shared)
     group.layers[0].add(output, x, batch)
 
 
@@ -65,12 +66,14 @@ def _fake_in_place(*_: Any) -> None:
 
 
 shrink = _define(
-    "served_shrink", "(Tensor x, int serving, int shared, int width) -> Tensor", _call_shrink, _fake_shrink
+    "served_shrink", "(Tensor x, int serving, str graph, int shared, int width) -> Tensor", _call_shrink, _fake_shrink
 )
 expand = _define(
     "served_expand",
-    "(Tensor(a!) output, Tensor h, int serving, int shared, int place) -> ()",
+    "(Tensor(a!) output, Tensor h, int serving, str graph, int shared, int place) -> ()",
     _call_expand,
     _fake_in_place,
 )
-add = _define("served_add", "(Tensor(a!) output, Tensor x, int serving, int shared) -> ()", _call_add, _fake_in_place)
+add = _define(
+    "served_add", "(Tensor(a!) output, Tensor x, int serving, str graph, int shared) -> ()", _call_add, _fake_in_place
+)

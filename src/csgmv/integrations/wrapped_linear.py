@@ -27,6 +27,7 @@ class Serving:
     Attributes:
         active: whether a batch with adapters is being served.
         batch: that batch; None while there is none.
+        graph: its own `graph`.
         inputs: what the layers read, one for each group of layers; `SharedInput.number` is the place in here.
         number: tells this one from others, in a graph that was compiled.
     """
@@ -34,12 +35,13 @@ class Serving:
     def __init__(self, number: int) -> None:
         self.active = False
         self.batch: Batch | None = None
+        self.graph = ""
         self.inputs: list[SharedInput] = []
         self.number = number
 
     def start(self, batch: Batch) -> None:
         """Serve this batch from now on."""
-        self.batch, self.active = batch, batch.mask != 0
+        self.batch, self.active, self.graph = batch, batch.mask != 0, batch.graph
 
     def stop(self) -> None:
         """Serve none, and keep nothing of the one before."""
@@ -107,7 +109,8 @@ class SharedInput:
         if self._traced is not None and self._traced[0] is input:
             h = self._traced[1]
         else:
-            h = traced.shrink(input, self._serving.number, self.number, self.lora_a.shape[1])
+            serving = self._serving
+            h = traced.shrink(input, serving.number, serving.graph, self.number, self.lora_a.shape[1])
             self._traced, self._traced_left = (input, h), len(self.layers)
         self._traced_left -= 1
         if self._traced_left == 0:
@@ -200,11 +203,12 @@ class WrappedLinear:
     def _add_traced(self, output: torch.Tensor, input: torch.Tensor) -> None:  # noqa: A002
         from csgmv.integrations import traced
 
-        shared = self.shared
+        shared, serving = self.shared, self._serving
         if len(shared.layers) > 1:
-            traced.expand(output, shared.traced_h(input), self._serving.number, shared.number, self._place)
+            h = shared.traced_h(input)
+            traced.expand(output, h, serving.number, serving.graph, shared.number, self._place)
         else:
-            traced.add(output, input, self._serving.number, shared.number)
+            traced.add(output, input, serving.number, serving.graph, shared.number)
 
 
 def _version(tensor: torch.Tensor) -> int:
