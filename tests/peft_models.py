@@ -34,11 +34,11 @@ CONFIGS = {
 }
 
 
-def tiny(kind: str = "qwen3", layers: int = 1) -> Any:
+def tiny(kind: str = "qwen3", layers: int = 1, attention: str = "eager") -> Any:
     """A causal language model of this kind in float32, the same each time."""
     torch.manual_seed(7)
     config = CONFIGS[kind](**_SIZES, num_hidden_layers=layers)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().to(DEVICE)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval().to(DEVICE)
 
 
 def save_adapter(model: Any, folder: Path, *, dtype: torch.dtype = torch.float32, **config: Any) -> Path:

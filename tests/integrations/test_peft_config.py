@@ -114,6 +114,8 @@ def test_all_linear_is_what_the_model_says(tmp_path: Path) -> None:
         ({"rank_pattern": {"q_proj": 257}}, "expected r and rank_pattern to hold .*, got 257"),
         ({"rank_pattern": [4]}, r"expected rank_pattern to be an object, got \[4\]"),
         ({"rank_pattern": {"(": 4}}, r"expected rank_pattern to have regular expressions, got '\('"),
+        ({"lora_alpha": 10**400}, "expected lora_alpha and alpha_pattern to hold finite numbers, got 1000"),
+        ({"lora_alpha": math.nan}, "expected lora_alpha and alpha_pattern to hold finite numbers, got nan"),
         ({"lora_alpha": None}, "expected lora_alpha and alpha_pattern to hold finite numbers, got None"),
         (
             {"alpha_pattern": {"q_proj": math.inf}},

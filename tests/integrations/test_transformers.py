@@ -290,12 +290,20 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path) ->
         ),
         ({"good": good}, {"max_rank": 300}, "max_rank: expected 1 to 256, got 300"),
         ({}, {}, "expected at least one, or target_modules that the model has"),
+        ({}, {"target_modules": "("}, r"target_modules: expected names or a regular expression, got '\('"),
         ({}, {"target_modules": ["nowhere"]}, "expected at least one, or target_modules that the model has"),
     ):
         with pytest.raises(ValueError, match=message):
             MultiLoRA(model, folders, **how)
         assert not any("forward" in vars(module) for module in model.modules())
+    for name in ("", None, 3):
+        with pytest.raises(TypeError, match=f"adapters: expected names, got {name!r}"):
+            MultiLoRA(model, {name: good})
+    with MultiLoRA(model, {"good": good}) as many:
+        other = many.static(1)
     with MultiLoRA(model, {"good": good}, max_loras=3) as many:
+        with pytest.raises(ValueError, match="expected a batch of this MultiLoRA's own `static`"), many.use(other):
+            pass
         with pytest.raises(ValueError, match="no other MultiLoRA has wrapped"):
             MultiLoRA(model, {"good": good})
         with many.use(["good"]):

@@ -44,6 +44,8 @@ _NEUTRAL: tuple[Any, ...] = (None, False, "none", [], {})
 # Only these leave the base weights that the adapter is added to as they are on disk.
 _INITIALISED_APART = (None, True, False, "gaussian", "orthogonal")
 
+_LARGEST = 3.4e38  # that float32 holds, as scalings do
+
 Names = Union[str, list[str]]  # a regular expression for whole paths of modules, or how these end
 
 
@@ -210,7 +212,7 @@ def _is_rank(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _names_faults(field: str, names: object) -> Iterator[str]:

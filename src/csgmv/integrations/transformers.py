@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ class MultiLoRA:
                 quantised layer the model's.
 
         Raises:
+            TypeError: a name is none.
             ValueError: an adapter cannot be honoured or does not fit the model, or there are too many, or the model is
                 not on one device that can run the kernels. The model is as it was.
         """
@@ -75,7 +77,7 @@ class MultiLoRA:
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._linears = linear_layers.of(model, dtype)
         self._all_linear = linear_layers.all_linear(model, self._linears)
-        found = {name: self._read(folder) for name, folder in adapters.items()}
+        found = {_named(name): self._read(folder) for name, folder in adapters.items()}
         self._max_rank = _max_rank(found) if max_rank is None else max_rank
         slots = max(len(found), 1) if max_loras is None else max_loras
         if slots < max(len(found), 1):
@@ -84,7 +86,7 @@ class MultiLoRA:
             raise ValueError(f"max_rank: expected 1 to {rules.MAX_RANK}, got {max_rank}")
         for name, weights in found.items():
             self._check_ranks(name, weights)
-        more = self._named(target_modules)
+        more = self._targeted(target_modules)
         targeted = [path for path in self._modules if path in more or any(path in each for each in found.values())]
         if not targeted:
             raise ValueError("adapters: expected at least one, or target_modules that the model has, got neither")
@@ -119,6 +121,8 @@ class MultiLoRA:
         self._check_open()
         if self._serving.batch is not None:
             raise RuntimeError("a batch is being served already: leave its `with` block first")
+        if isinstance(batch, StaticBatch) and batch not in self._static:
+            raise ValueError("expected a batch of this MultiLoRA's own `static`, got another's")
         self._serving.start(batch if isinstance(batch, StaticBatch) else RowBatch(self._slots, batch))
         try:
             yield
@@ -149,13 +153,14 @@ class MultiLoRA:
             folder: as PEFT saves it.
 
         Raises:
+            TypeError: the name is none.
             ValueError: the name is taken, no slot is free, the rank exceeds max_rank, or the adapter cannot be honoured
                 or does not fit; or it targets layers that are not wrapped, while there is a static batch, since a graph
                 that was captured would leave them out. Nothing has been changed.
             RuntimeError: this is closed.
         """
         self._check_open()
-        if name in self._slots.of:
+        if _named(name) in self._slots.of:
             raise ValueError(f"name: expected a new one, got {name!r}")
         self._slots.free()
         weights = self._read(folder)
@@ -223,11 +228,15 @@ class MultiLoRA:
     def _read(self, folder: Folder) -> dict[str, LoraWeights]:
         return peft_folder.read(Path(folder), self._linears, self._all_linear, self._parameters)
 
-    def _named(self, target_modules: str | Sequence[str]) -> set[str]:
+    def _targeted(self, target_modules: str | Sequence[str]) -> set[str]:
         if target_modules == peft_adapter.ALL_LINEAR:
             return self._all_linear
         names = target_modules if isinstance(target_modules, str) else [*target_modules]
-        return {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
+        try:
+            return {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
+        except re.error as error:
+            wanted = "target_modules: expected names or a regular expression"
+            raise ValueError(f"{wanted}, got {target_modules!r}: {error}") from None
 
     def _check_ranks(self, name: str, weights: Mapping[str, LoraWeights]) -> None:
         for path, found in weights.items():
@@ -275,6 +284,12 @@ class MultiLoRA:
             sizes[layer.row] = size
             sizes[layer.shared.row] = max(size, sizes.get(layer.shared.row, size))
         self._slots.put(name, slot, sizes)
+
+
+def _named(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"adapters: expected names, got {name!r}")
+    return name
 
 
 def _max_rank(adapters: Mapping[str, Mapping[str, LoraWeights]]) -> int:
