@@ -1,30 +1,28 @@
 """Many PEFT adapters in one transformers model: each row of a batch gets its own, by csgmv's kernels.
 
 The flow: linear_layers, peft_config, peft_folder (a folder → weights by layer) → adapter_slots (which slot, which rank
-in which layer) → row_batches (which rows of which tokens) → wrapped_linear, traced (a layer's output).
+in which layer) → row_batches (which rows of which tokens) → wrapped_linear, traced (a layer's output); wrapped_model
+keeps the layers together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Union
 
 import torch
 from torch import nn
 
-from csgmv import peft_adapter, rules
-from csgmv.integrations import linear_layers, peft_folder, traced
+from csgmv import rules
+from csgmv.integrations import traced
 from csgmv.integrations.adapter_slots import AdapterSlots
-from csgmv.integrations.linear_layers import Linear
-from csgmv.integrations.peft_config import Size, matches
-from csgmv.integrations.peft_folder import LoraWeights
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
-from csgmv.integrations.wrapped_linear import Serving, SharedInput, WrappedLinear
+from csgmv.integrations.wrapped_linear import Serving
+from csgmv.integrations.wrapped_model import Adapter, WrappedModel
 
 Folder = Union[str, Path]
 
@@ -73,11 +71,8 @@ class MultiLoRA:
             ValueError: an adapter cannot be honoured or does not fit the model, or there are too many, or the model is
                 not on one device that can run the kernels. The model is as it was.
         """
-        self._modules = dict(model.named_modules())
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._linears = linear_layers.of(model, dtype)
-        self._all_linear = linear_layers.all_linear(model, self._linears)
-        found = {_named(name): self._read(folder) for name, folder in adapters.items()}
+        self._model = WrappedModel(model, dtype)
+        found = {_named(name): self._model.read(folder) for name, folder in adapters.items()}
         self._max_rank = _max_rank(found) if max_rank is None else max_rank
         slots = max(len(found), 1) if max_loras is None else max_loras
         if slots < max(len(found), 1):
@@ -86,19 +81,17 @@ class MultiLoRA:
             raise ValueError(f"max_rank: expected 1 to {rules.MAX_RANK}, got {max_rank}")
         for name, weights in found.items():
             self._check_ranks(name, weights)
-        more = self._targeted(target_modules)
-        targeted = [path for path in self._modules if path in more or any(path in each for each in found.values())]
+        targeted = self._model.targeted(target_modules, found.values())
         if not targeted:
             raise ValueError("adapters: expected at least one, or target_modules that the model has, got neither")
-        self._slots = AdapterSlots(slots, self._device(targeted))
+        self._slots = AdapterSlots(slots, self._model.device(targeted))
         self._serving = Serving(next(_numbers))
-        self._layers: dict[str, WrappedLinear] = {}
         self._static: weakref.WeakSet[StaticBatch] = weakref.WeakSet()
         self._closed = False
         traced.register(self._serving)
         self._wrap(targeted)
         for name, weights in found.items():
-            self._put(name, weights)
+            self._model.put(name, weights, self._slots)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -163,18 +156,18 @@ class MultiLoRA:
         if _named(name) in self._slots.of:
             raise ValueError(f"name: expected a new one, got {name!r}")
         self._slots.free()
-        weights = self._read(folder)
+        weights = self._model.read(folder)
         self._check_ranks(name, weights)
-        new = [path for path in weights if path not in self._layers]
+        new = [path for path in weights if path not in self._model.layers]
         if new and self._static:
             raise ValueError(
                 f"adapter {name!r}: expected targets among the wrapped layers while there is a static batch, "
                 f"got {new[0]}: name it in MultiLoRA's target_modules"
             )
         if new:
-            self._device([*self._layers, *new])
+            self._model.device(new)
             self._wrap(new)
-        self._put(name, weights)
+        self._model.put(name, weights, self._slots)
 
     def remove(self, name: str) -> None:
         """Frees an adapter's slot for another.
@@ -201,12 +194,8 @@ class MultiLoRA:
             return
         if self._serving.batch is not None:
             raise RuntimeError("a batch is being served: leave its `with` block first")
-        if covered := [path for path, layer in self._layers.items() if not layer.on_top]:
-            raise RuntimeError(f"{covered[0]}: its `forward` has been replaced since: undo that first")
-        for layer in self._layers.values():
-            layer.unwrap()
+        self._model.unwrap()
         self._closed = True
-        self._layers.clear()
         self._serving.inputs.clear()
 
     def __enter__(self) -> MultiLoRA:
@@ -218,72 +207,22 @@ class MultiLoRA:
     def __repr__(self) -> str:
         return (
             f"MultiLoRA({len(self.adapters)} of {self._slots.max_loras} adapters, ranks up to {self._max_rank}, "
-            f"{len(self._layers)} layers, {self._slots.device}{', closed' if self._closed else ''})"
+            f"{len(self._model.layers)} layers, {self._slots.device}{', closed' if self._closed else ''})"
         )
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this MultiLoRA is closed")
 
-    def _read(self, folder: Folder) -> dict[str, LoraWeights]:
-        return peft_folder.read(Path(folder), self._linears, self._all_linear, self._parameters)
+    def _wrap(self, paths: Sequence[str]) -> None:
+        self._model.wrap(paths, self._slots, self._max_rank, self._serving)
 
-    def _targeted(self, target_modules: str | Sequence[str]) -> set[str]:
-        if target_modules == peft_adapter.ALL_LINEAR:
-            return self._all_linear
-        names = target_modules if isinstance(target_modules, str) else [*target_modules]
-        try:
-            return {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
-        except re.error as error:
-            wanted = "target_modules: expected names or a regular expression"
-            raise ValueError(f"{wanted}, got {target_modules!r}: {error}") from None
-
-    def _check_ranks(self, name: str, weights: Mapping[str, LoraWeights]) -> None:
+    def _check_ranks(self, name: str, weights: Adapter) -> None:
         for path, found in weights.items():
             if found.rank > self._max_rank:
                 raise ValueError(
                     f"adapter {name!r}: expected ranks of at most max_rank {self._max_rank}, got {found.rank} of {path}"
                 )
-
-    def _device(self, paths: Iterable[str]) -> torch.device:
-        return linear_layers.device(self._modules[path] for path in paths)
-
-    def _wrap(self, paths: Sequence[str]) -> None:
-        """Wrap layers that are not wrapped yet, with room for all slots."""
-        for path in paths:
-            if isinstance(getattr(vars(self._modules[path]).get("forward"), "__self__", None), WrappedLinear):
-                raise ValueError(f"model: expected layers that no other MultiLoRA has wrapped, got {path}")
-        groups = linear_layers.groups(paths, self._linears)
-        rows = iter(self._slots.add_rows(len(paths) + sum(len(group) > 1 for group in groups)))
-        loras, device = self._slots.max_loras, self._slots.device
-        made: list[WrappedLinear] = []
-        for group in groups:
-            row, slices = next(rows), len(group)
-            sizes = self._linear(group[0])
-            lora_a = torch.zeros(loras, slices * self._max_rank, sizes.input_dim, dtype=sizes.dtype, device=device)
-            shared = SharedInput(lora_a, row, self._serving)
-            for path in group:
-                lora_b = lora_a.new_zeros(loras, self._linear(path).output_dim, self._max_rank)
-                own_row = next(rows) if slices > 1 else row
-                made.append(WrappedLinear(path, self._modules[path], shared, lora_b, own_row, self._serving))
-        for layer in made:
-            layer.wrap()
-            self._layers[layer.path] = layer
-
-    def _linear(self, path: str) -> Linear:
-        linear = self._linears[path]
-        assert linear is not None
-        return linear
-
-    def _put(self, name: str, weights: Mapping[str, LoraWeights]) -> None:
-        slot = self._slots.free()
-        sizes: dict[int, Size] = {}
-        for path, found in weights.items():
-            layer, size = self._layers[path], Size(found.rank, found.scaling)
-            layer.put(slot, found.lora_a, found.lora_b)
-            sizes[layer.row] = size
-            sizes[layer.shared.row] = max(size, sizes.get(layer.shared.row, size))
-        self._slots.put(name, slot, sizes)
 
 
 def _named(name: object) -> str:
@@ -292,7 +231,7 @@ def _named(name: object) -> str:
     return name
 
 
-def _max_rank(adapters: Mapping[str, Mapping[str, LoraWeights]]) -> int:
+def _max_rank(adapters: Mapping[str, Adapter]) -> int:
     """The largest rank of any, rounded up."""
     ranks = (found.rank for weights in adapters.values() for found in weights.values())
     return -(-max(ranks, default=_RANK_STEP) // _RANK_STEP) * _RANK_STEP
