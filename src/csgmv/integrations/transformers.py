@@ -39,7 +39,8 @@ class MultiLoRA:
 
     Wraps the linear layers that adapters target, by an instance's own `forward`; their weights are not touched. One
     batch at a time: a model that several threads call needs a lock around `use`. For inference, in the layers' own
-    dtype. Under `torch.inference_mode` an input must not be changed in place between the layers that share it.
+    dtype. Compiled, or under `torch.inference_mode`, an input must not be changed in place between the layers that share
+    it; otherwise such a change is seen.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ class SharedInput:
 
     def forget(self) -> None:
         """Let go of what was kept for a layer that was not called."""
-        self._shrunk = None
+        self._shrunk = self._traced = None
 
 
 class WrappedLinear:
