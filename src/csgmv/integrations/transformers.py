@@ -39,8 +39,8 @@ class MultiLoRA:
 
     Wraps the linear layers that adapters target, by an instance's own `forward`; their weights are not touched. One
     batch at a time: a model that several threads call needs a lock around `use`. For inference, in the layers' own
-    dtype. Compiled, or under `torch.inference_mode`, an input must not be changed in place between the layers that share
-    it; otherwise such a change is seen.
+    dtype. An input that is changed in place between two layers that share it is seen to have changed, but for compiled
+    models and under `torch.inference_mode`, where that must not be done.
     """
 
     def __init__(
