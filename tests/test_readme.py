@@ -28,7 +28,7 @@ def test_the_two_commands_stand_under_set_up():
 
 def test_the_example_runs():
     """As printed on a GPU; elsewhere on the CPU, in fp16. The third sequence has no adapter and keeps its bits."""
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     if not torch.cuda.is_available():
         code = code.replace('"cuda"', '"cpu"').replace("bfloat16", "float16")
     head, call = code.rsplit("\nadd_lora", 1)

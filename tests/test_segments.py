@@ -390,3 +390,32 @@ def test_a_copy_is_launched_with_its_own_tensors(copied: Callable[[Segments], Se
     twin = copied(segments)
     assert arguments.batch_kind(twin)[1] == tuple(tensor.data_ptr() for tensor in twin.tensors)
     assert [tensor.tolist() for tensor in twin.tensors] == [tensor.tolist() for tensor in segments.tensors]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_with_adapters_shares_all_but_ranks_and_scalings(static: bool) -> None:
+    """A layer in which slots have other ranks: the same tensors otherwise, and refills are seen by both."""
+    contents = ([0, 1, -1, 0], [4, 8], [1.0, 2.0])
+    batch = Segments.allocate(4, 2, device="cpu") if static else Segments.from_tokens(*contents, device="cpu")
+    ranks = torch.tensor([2, 0], dtype=torch.int32, device="cpu")
+    scalings = torch.tensor([0.5, 0.0], device="cpu")
+    other = batch.with_adapters(ranks, scalings)
+    assert other.lora_ranks is ranks
+    assert other.scalings is scalings
+    assert all(getattr(other, name) is getattr(batch, name) for name in ("permutation", "seg_indptr", "weight_indices"))
+    assert (other.chunk_size, other.num_segments, other.num_tokens) == (batch.chunk_size, batch.num_segments, 4)
+    assert (other.least_tokens, other.largest_rank) == (0 if static else 4, 0)
+    if static:
+        batch.update_from_tokens(*contents)
+        assert other.seg_indptr.tolist()[:3] == [0, 2, 3]
+        with pytest.raises(ValueError, match=r"only Segments made by Segments\.allocate can be refilled"):
+            other.update_from_tokens(*contents)
+    for bad, error, message in (
+        (([2, 0], scalings), TypeError, r"lora_ranks: expected a torch\.Tensor, got list"),
+        ((ranks.long(), scalings), TypeError, r"lora_ranks: expected torch\.int32, got torch\.int64"),
+        ((ranks, scalings.half()), TypeError, r"scalings: expected torch\.float32, got torch\.float16"),
+        ((ranks[:1], scalings), ValueError, r"lora_ranks: expected a contiguous tensor of shape \[2\]"),
+        ((ranks, scalings.repeat(2)[::2]), ValueError, r"scalings: expected a contiguous tensor .* strides \[2\]"),
+    ):
+        with pytest.raises(error, match=message):
+            batch.with_adapters(*bad)

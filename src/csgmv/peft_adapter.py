@@ -21,23 +21,33 @@ class Adapter(NamedTuple):
     targets: Targets
 
 
-def read(folder: Path) -> Adapter:
-    """The adapter in a folder with an adapter_config.json.
+def load(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The adapter_config.json in a folder, and what it says.
 
     Raises:
-        ValueError: there is none, it is broken, or it is no plain LoRA; what was expected and what came is named.
+        ValueError: there is none, it is broken, or it is no LoRA; what was expected and what came is named.
     """
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"adapter: expected a folder with an adapter_config.json, got {folder}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected an object, got {config!r}")
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         raise ValueError(f"{path}: expected peft_type LORA, got {kind!r}")
+    return path, config
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in a folder with an adapter_config.json.
+
+    Raises:
+        ValueError: as `load`, or it is no plain LoRA.
+    """
+    path, config = load(folder)
     if config.get("use_dora"):
         raise ValueError(f"{path}: expected plain LoRA, got use_dora = {config['use_dora']!r}")
     patterns = config.get("rank_pattern") or {}

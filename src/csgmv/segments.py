@@ -209,6 +209,42 @@ class Segments:
             lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
             self._refill(lens, ids, adapters)
 
+    def with_adapters(self, lora_ranks: torch.Tensor, scalings: torch.Tensor) -> Segments:
+        """The same rows in the same segments, for a layer in which the slots have other ranks and scalings.
+
+        The rest is shared: refilling these Segments refills those, which cannot be refilled themselves. Rows of a slot
+        that has rank 0 here are in none of these segments, nor of those; where it has rank 0 there, kernels skip them.
+
+        Args:
+            lora_ranks: int32 [num_loras], 0 … 256, on the device of these Segments; used as it is, never looked at.
+            scalings: float32 [num_loras], likewise.
+
+        Raises:
+            TypeError, ValueError: a tensor has another dtype, shape or device, or is not contiguous.
+        """
+        for name, given, own in (("lora_ranks", lora_ranks, self.lora_ranks), ("scalings", scalings, self.scalings)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"{name}: expected a torch.Tensor, got {type(given).__name__}")
+            if given.dtype != own.dtype:
+                raise TypeError(f"{name}: expected {own.dtype}, got {given.dtype}")
+            if given.shape != own.shape or given.device != own.device or not given.is_contiguous():
+                raise ValueError(
+                    f"{name}: expected a contiguous tensor of shape {list(own.shape)} on {own.device}, "
+                    f"got shape {list(given.shape)}, strides {list(given.stride())}, on {given.device}"
+                )
+        return Segments(
+            self.permutation,
+            self.seg_indptr,
+            self.weight_indices,
+            lora_ranks,
+            scalings,
+            self.chunk_size,
+            self.num_segments,
+            self.num_tokens,
+            least_tokens=0 if self._refillable else self.least_tokens,
+            active_adapters=self.active_adapters,
+        )
+
     @classmethod
     def _from_runs(
         cls, lens: list[int], ids: list[int], adapters: Adapters, chunk_size: int | None, device: torch.device

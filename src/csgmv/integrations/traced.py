@@ -1,0 +1,79 @@
+"""What wrapped layers do, as operators of torch.library, for `torch.compile`: they come here only while Dynamo traces.
+
+A graph holds a layer's number, not its batch: which adapter a row uses, and what weights the adapters have, is looked
+up when the operator runs, so that neither has anything compiled again. Each static batch has a graph of its own, since
+Inductor may make a CUDA graph of it, which has the batch's buffers in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from csgmv.integrations.row_batches import RowBatch, StaticBatch
+from csgmv.integrations.wrapped_linear import Serving, SharedInput
+
+# Inductor must not hand over other strides than an eager call would get: the wrappers refuse what is not contiguous.
+_TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
+_library = torch.library.Library("csgmv", "FRAGMENT")
+_servings: weakref.WeakValueDictionary[int, Serving] = weakref.WeakValueDictionary()
+
+
+def register(serving: Serving) -> None:
+    """Let operators find what they are to serve, by its number, for as long as it lives."""
+    _servings[serving.number] = serving
+
+
+def _found(serving: int, graph: str, shared: int) -> tuple[SharedInput, RowBatch | StaticBatch]:
+    served = _servings.get(serving)
+    if served is None or served.batch is None or served.batch.graph != graph:
+        raise RuntimeError("a graph that was compiled within MultiLoRA.use runs outside of it, or for another batch")
+    return served.inputs[shared], served.batch
+
+
+def _define(name: str, schema: str, call: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    _library.define(f"{name}{schema}", tags=_TAGS)
+    _library.impl(name, call, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"csgmv::{name}", fake, lib=_library)
+    return getattr(torch.ops.csgmv, name).default
+
+
+def _call_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:
+    group, batch = _found(serving, graph, shared)
+    h = group.shrink(x, batch)
+    return _fake_shrink(x, serving, graph, shared, width) if h is None else h
+
+
+def _fake_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:  # noqa: ARG001
+    return x.new_empty((x.numel() // x.shape[-1], width))
+
+
+def _call_expand(output: torch.Tensor, h: torch.Tensor, serving: int, graph: str, shared: int, place: int) -> None:
+    group, batch = _found(serving, graph, shared)
+    group.layers[place].expand(output, h, batch)
+
+
+def _call_add(output: torch.Tensor, x: torch.Tensor, serving: int, graph: str, shared: int) -> None:
+    group, batch = _found(serving, graph, shared)
+    group.layers[0].add(output, x, batch)
+
+
+def _fake_in_place(*_: Any) -> None:
+    """A mutation that the schema declares, and nothing else."""
+
+
+shrink = _define(
+    "served_shrink", "(Tensor x, int serving, str graph, int shared, int width) -> Tensor", _call_shrink, _fake_shrink
+)
+expand = _define(
+    "served_expand",
+    "(Tensor(a!) output, Tensor h, int serving, str graph, int shared, int place) -> ()",
+    _call_expand,
+    _fake_in_place,
+)
+add = _define(
+    "served_add", "(Tensor(a!) output, Tensor x, int serving, str graph, int shared) -> ()", _call_add, _fake_in_place
+)

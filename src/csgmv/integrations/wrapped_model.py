@@ -1,0 +1,112 @@
+"""A model whose linear layers are wrapped: read adapters for it, give its layers room for them, fill a slot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from csgmv import peft_adapter
+from csgmv.integrations import linear_layers, peft_folder
+from csgmv.integrations.adapter_slots import AdapterSlots
+from csgmv.integrations.linear_layers import Linear
+from csgmv.integrations.peft_config import Size, matches
+from csgmv.integrations.peft_folder import LoraWeights
+from csgmv.integrations.wrapped_linear import Serving, SharedInput, WrappedLinear
+
+Adapter = Mapping[str, LoraWeights]  # by the path of the module
+
+
+class WrappedModel:
+    """The model's modules by their paths, and those of them that are wrapped.
+
+    Attributes:
+        layers: that are wrapped, by their paths.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        self.layers: dict[str, WrappedLinear] = {}
+        self._modules = dict(model.named_modules())
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._linears = linear_layers.of(model, dtype)
+        self._all_linear = linear_layers.all_linear(model, self._linears)
+
+    def read(self, folder: str | Path) -> Adapter:
+        """An adapter's weights for this model; raises what `peft_folder.read` does."""
+        return peft_folder.read(Path(folder), self._linears, self._all_linear, self._parameters)
+
+    def targeted(self, target_modules: str | Sequence[str], adapters: Iterable[Adapter]) -> list[str]:
+        """The linear layers that are named, or that an adapter targets, in the order in which the model has them.
+
+        Raises:
+            ValueError: target_modules is no regular expression.
+        """
+        names = target_modules if isinstance(target_modules, str) else [*target_modules]
+        try:
+            named = {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
+        except re.error as error:
+            wanted = "target_modules: expected names or a regular expression"
+            raise ValueError(f"{wanted}, got {target_modules!r}: {error}") from None
+        named |= self._all_linear if names == peft_adapter.ALL_LINEAR else set()
+        return [path for path in self._modules if path in named or any(path in each for each in adapters)]
+
+    def device(self, paths: Iterable[str]) -> torch.device:
+        """Where these layers and those that are wrapped are; raises what `linear_layers.device` does."""
+        return linear_layers.device(self._modules[path] for path in (*self.layers, *paths))
+
+    def wrap(self, paths: Sequence[str], slots: AdapterSlots, max_rank: int, serving: Serving) -> None:
+        """Wrap layers that are not wrapped yet, with room for an adapter of up to max_rank in each slot.
+
+        Raises:
+            ValueError: another model's wrapper is there already.
+        """
+        for path in paths:
+            if isinstance(getattr(vars(self._modules[path]).get("forward"), "__self__", None), WrappedLinear):
+                raise ValueError(f"model: expected layers that no other MultiLoRA has wrapped, got {path}")
+        groups = linear_layers.groups(paths, self._linears)
+        rows = iter(slots.add_rows(len(paths) + sum(len(group) > 1 for group in groups)))
+        loras, device = slots.max_loras, slots.device
+        made: list[WrappedLinear] = []
+        for group in groups:
+            row, slices = next(rows), len(group)
+            sizes = self._linear(group[0])
+            lora_a = torch.zeros(loras, slices * max_rank, sizes.input_dim, dtype=sizes.dtype, device=device)
+            shared = SharedInput(lora_a, row, serving)
+            for path in group:
+                lora_b = lora_a.new_zeros(loras, self._linear(path).output_dim, max_rank)
+                own_row = next(rows) if slices > 1 else row
+                made.append(WrappedLinear(path, self._modules[path], shared, lora_b, own_row, serving))
+        for layer in made:
+            layer.wrap()
+            self.layers[layer.path] = layer
+
+    def put(self, name: str, weights: Adapter, slots: AdapterSlots) -> None:
+        """Give a free slot to an adapter whose layers are wrapped."""
+        slot = slots.free()
+        sizes: dict[int, Size] = {}
+        for path, found in weights.items():
+            layer, size = self.layers[path], Size(found.rank, found.scaling)
+            layer.put(slot, found.lora_a, found.lora_b)
+            sizes[layer.row] = size
+            sizes[layer.shared.row] = max(size, sizes.get(layer.shared.row, size))
+        slots.put(name, slot, sizes)
+
+    def unwrap(self) -> None:
+        """Give all layers back their own `forward`.
+
+        Raises:
+            RuntimeError: somebody else has wrapped one since. Nothing has been changed.
+        """
+        if covered := [path for path, layer in self.layers.items() if not layer.on_top]:
+            raise RuntimeError(f"{covered[0]}: its `forward` has been replaced since: undo that first")
+        for layer in self.layers.values():
+            layer.unwrap()
+        self.layers.clear()
+
+    def _linear(self, path: str) -> Linear:
+        linear = self._linears[path]
+        assert linear is not None
+        return linear
