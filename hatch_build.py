@@ -16,11 +16,12 @@ class TunedTableHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before a build; `version` is "editable" for an editable install."""
         sys.path.insert(0, self.root)  # hatchling runs this file without it
-        from codegen import CONFIGS, TABLE, Faulty, generate, write
+        from codegen import CONFIGS, TABLE, Faulty, generate, limits, write
 
         try:
-            text = generate(CONFIGS).text
-        except Faulty as error:
+            text, _, regrets = generate(CONFIGS)
+            limits.enforce(regrets, limits.read())
+        except (Faulty, limits.Excessive) as error:
             self.app.abort(f"configs/ gives no table of tuned configs:\n{error}")
         source = TABLE.relative_to(self.root).as_posix()
         try:

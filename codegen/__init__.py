@@ -1,7 +1,8 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
 The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` judges what
-was chosen; the table tells what that costs, too; `diff` compares it with what a git revision has (`history`).
+was chosen; the table tells what that costs, too; `limits` says how much that may be; `diff`
+compares it with what a git revision has (`history`).
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from codegen.regret import losses, regrets
+from codegen.regret import Regret, losses, regrets
 from codegen.render import render, write
 from codegen.source import ROOT, choose, collect
 
@@ -23,10 +24,11 @@ Faulty = collect.Faulty
 
 
 class Generated(NamedTuple):
-    """The source of the tables, and the choices that led to it."""
+    """The source of the tables, the choices that led to it, and what keys would lose without their own rows."""
 
     text: str
     choice: choose.Choice
+    regrets: list[Regret]
 
 
 def generate(configs: Path = CONFIGS) -> Generated:
@@ -37,4 +39,5 @@ def generate(configs: Path = CONFIGS) -> Generated:
     """
     collected = collect.collect(configs)
     choice = choose.choose(collected.found)
-    return Generated(render(choice, collected.digest, losses(regrets(choice))), choice)
+    found = list(regrets(choice))
+    return Generated(render(choice, collected.digest, losses(found)), choice, found)

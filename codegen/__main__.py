@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codegen import CONFIGS, TABLE, Faulty, diff, generate, history, regret, write
-from codegen.source import choose, collect, figures, files, kernel_hash, rules
+from codegen import CONFIGS, TABLE, Faulty, diff, generate, history, limits, regret, write
+from codegen.source import choose, figures, files, kernel_hash, rules
 
 
 def _name(target: choose.Target, key: rules.Key) -> str:
@@ -40,9 +40,8 @@ def _report(choice: choose.Choice) -> Iterator[str]:
         )
 
 
-def _judge(configs: Path, into: Path | None) -> None:
+def _judge(found: Sequence[regret.Regret], into: Path | None) -> None:
     """Prints what borrowing costs, or puts it into a file."""
-    found = list(regret.regrets(choose.choose(collect.collect(configs).found)))
     if into is None:
         for line in regret.report(found):
             print(line)
@@ -117,14 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 1 where results are faulty or, with --check, something is out of date."""
     options = _parsed(argv)
     try:
+        text, choice, regrets = generate(options.configs)
         if options.regret:
-            _judge(options.configs, options.into)
+            _judge(regrets, options.into)
             return 0
-        text, choice = generate(options.configs)
         if options.diff is not None:
             print(*_since(options.diff, options.configs, choice, None if options.all else diff.MOST), sep="\n")
             return 0
-    except (Faulty, history.Unknown) as error:
+        limits.enforce(regrets, limits.read())
+    except (Faulty, history.Unknown, limits.Excessive) as error:
         print(error, file=sys.stderr)
         return 1
     for line in _report(choice):

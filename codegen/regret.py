@@ -59,17 +59,25 @@ WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
 class _Left:
     """What the codegen would make of the results that are left."""
 
-    def __init__(self, choice: choose.Choice, rest: Sequence[records.Result], *, with_rows: bool) -> None:
+    def __init__(
+        self,
+        choice: choose.Choice,
+        averages: defaults.Averages,
+        rest: Sequence[records.Result],
+        *,
+        with_rows: bool,
+    ) -> None:
         rows: dict[choose.Target, dict[fallback.Fields, rules.Row | None]] = defaultdict(dict)
         for target, key in map(_place, rest if with_rows else ()):
             rows[target][key] = choice.table[target][key]
-        self._rest, self._tables = rest, fallback.Tables(rows, choice.gpus)
+        self._averages, self._rest = averages, rest
+        self._tables = fallback.Tables(rows, choice.gpus)
 
     def serve(self, key: rules.Key, where: fallback.Target) -> fallback.Served:
         """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""
         served = fallback.serve(key, where, self._tables)
         if served.source is None and not self._tables.defaults:
-            self._tables = self._tables._replace(defaults=defaults.on_average(self._rest))
+            self._tables = self._tables._replace(defaults=self._averages.defaults(self._rest))
             served = fallback.serve(key, where, self._tables)
         return served
 
@@ -93,6 +101,7 @@ def regrets(choice: choose.Choice) -> Iterator[Regret]:
 
     A Triton version or a GPU is left out where another one of the same architecture remains.
     """
+    averages = defaults.Averages(choice.results)
     for way, in_common in WAYS.items():
         groups: dict[Hashable, list[records.Result]] = defaultdict(list)
         for result in choice.results:
@@ -101,7 +110,7 @@ def regrets(choice: choose.Choice) -> Iterator[Regret]:
             rest = [result for result in choice.results if in_common(result) != common]
             if way in ("Triton version", "GPU") and group[0].architecture not in {other.architecture for other in rest}:
                 continue
-            left = _Left(choice, rest, with_rows=way != "all rows")
+            left = _Left(choice, averages, rest, with_rows=way != "all rows")
             for result in group:
                 served = left.serve(result.key, _target(choice, result))
                 yield Regret(way, result, served, _loss(choice, result, served.row))
@@ -111,12 +120,12 @@ def _percent(loss: float) -> str:
     return f"{100 * loss:.1f} %"
 
 
-def _known(found: Iterable[Regret]) -> list[float]:
+def known(found: Iterable[Regret]) -> list[float]:
     """The losses that were measured, sorted."""
     return sorted(regret.loss for regret in found if regret.loss is not None)
 
 
-def _percentile_95(losses: Sequence[float]) -> float:
+def percentile_95(losses: Sequence[float]) -> float:
     """Of sorted ones."""
     return losses[-(-95 * len(losses) // 100) - 1]
 
@@ -135,16 +144,17 @@ def losses(found: Iterable[Regret]) -> dict[str, dict[str, tuple[int, int, int]]
         steps[regret.result.key.op, regret.step].append(regret)
     summed: dict[str, dict[str, tuple[int, int, int]]] = {}
     for (op, step), of_step in sorted(steps.items()):
-        if known := _known(of_step):
-            median, percentile = (round(1000 * loss) for loss in (statistics.median(known), _percentile_95(known)))
-            summed.setdefault(op, {})[step] = len(known), median, percentile
+        if measured := known(of_step):
+            median, percentile = (round(1000 * loss) for loss in (statistics.median(measured), percentile_95(measured)))
+            summed.setdefault(op, {})[step] = len(measured), median, percentile
     return summed
 
 
 def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
-    known = _known(found)
-    figures = [_percent(loss) for loss in (statistics.median(known), _percentile_95(known), known[-1])] if known else []
-    return [*name, str(len(found)), str(len(found) - len(known)), *(figures or ["-"] * 3)]
+    measured, figures = known(found), ["-"] * 3
+    if measured:
+        figures = [_percent(loss) for loss in (statistics.median(measured), percentile_95(measured), measured[-1])]
+    return [*name, str(len(found)), str(len(found) - len(measured)), *figures]
 
 
 def said(key: rules.Key) -> str:

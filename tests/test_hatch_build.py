@@ -52,6 +52,20 @@ def table(wheel: Path) -> str:
     return zipfile.ZipFile(wheel).read(TABLE).decode()
 
 
+def test_a_table_that_lends_badly_stops_the_build(project: Path, tmp_path: Path) -> None:
+    """By the limits of the tree that is built."""
+    put(project, RESULT, document(record(), record(chunk_size=64)))
+    settings = project / "pyproject.toml"
+    text = settings.read_text().replace("least = 100", "least = 1")
+    settings.write_text(text)
+    built(project, "wheel", tmp_path / "well")
+    settings.write_text(text.replace("median = 0.05", "median = -0.01"))
+    done = build(project, "wheel", tmp_path / "badly")
+    assert done.returncode != 0
+    assert "borrowed rows lose too much: median expected at most -1 %" in done.stdout + done.stderr
+    assert not list((tmp_path / "badly").glob("*"))
+
+
 def test_a_wheel_has_the_package_and_its_table(project: Path, tmp_path: Path) -> None:
     """And nothing else: no codegen, raw results or tests."""
     wheel = built(project, "wheel", tmp_path / "out")

@@ -170,14 +170,27 @@ def test_a_shared_step_stays_one_where_the_tile_gets_no_larger(
         assert got["sliced_k"] is sliced
 
 
-@pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2), (128, 2)])
-def test_a_shared_step_is_none_where_the_tile_gets_larger(block_n: int, column_tiles: int) -> None:
-    """Each warp would have all of it in its registers."""
-    source, key = ADD_LORA, ADD_LORA._replace(max_rank=128)
+@pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2)])
+def test_a_tile_with_shared_steps_gets_no_larger_for_more_columns(block_n: int, column_tiles: int) -> None:
+    """Each warp has all of it in its registers; programs get more instead, since x is no more than a few rows."""
+    source, key = ADD_LORA, ADD_LORA._replace(max_rank=256)
     given = {"block_m": 16, "block_n": block_n, "block_k": 128, "column_tiles": column_tiles, "sliced_k": True}
     got = fields(key, source, **{f"shrink_{name}": value for name, value in given.items()})
-    assert got["shrink_block_n"] * got["shrink_column_tiles"] > block_n * column_tiles
-    assert got["shrink_sliced_k"] is False
+    assert (got["shrink_block_n"], got["shrink_column_tiles"]) == (block_n, column_tiles)
+    assert got["shrink_sliced_k"] is True
+
+
+def test_steps_are_not_shared_where_the_sums_of_all_warps_do_not_fit() -> None:
+    """The row is lent all the same."""
+    row: Row = (16, 32, 256, 1, 1, 8, 2, None, True)
+    key = SHRINK._replace(input_dim=2048)
+    fits = rules.Limits(shared_memory=128 << 10)
+    assert refit.adapted(row, SHRINK, key, fits) == row
+    few = fits._replace(registers=32 * 8 * 64)  # 64 a thread, of which the sums would take 16
+    assert rules.resource_fault(row, key, few._replace(registers=32 * 8 * 48)) is not None
+    adapted = refit.adapted(row, SHRINK, key, few._replace(registers=32 * 8 * 48))
+    assert adapted is not None
+    assert adapted[-1] is False
 
 
 @pytest.mark.parametrize(("block_n", "column_tiles"), [(16, 1), (32, 2), (64, 2)])
@@ -187,6 +200,30 @@ def test_more_columns_do_not_mean_that_x_is_read_more_often(block_n: int, column
     got = fields(key, source, block_m=16, block_n=block_n, column_tiles=column_tiles)
     before = -(-3 * 64 // (block_n * column_tiles))
     assert -(-3 * 256 // (got["block_n"] * got["column_tiles"])) <= before
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_less_than_twice_the_columns_make_more_programs(slices: int) -> None:
+    """Their tiles stay as they were."""
+    source, key = SHRINK._replace(num_slices=2, max_rank=64), SHRINK._replace(num_slices=slices, max_rank=64)
+    got = fields(key, source, block_m=64, block_n=64, column_tiles=1)
+    assert (got["block_n"], got["column_tiles"]) == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "column_tiles"),
+    [
+        (8, 2),  # a quarter of the width, a quarter of the tiles: as many programs
+        (512, 8),  # 128 tiles of rows are enough programs with two across the columns
+        (256, 4),
+    ],
+)
+def test_programs_that_are_enough_compute_as_many_tiles_in_a_narrower_layer(bucket: int, column_tiles: int) -> None:
+    """More of them would only load h more often."""
+    source = rules.Key("expand", 0, (4096,), 64, 1, "bfloat16", 16, bucket)
+    row: Row = (64, 64, 64, 8, 4, 4, None, True)
+    adapted = refit.adapted(row, source, source._replace(slice_widths=(1024,)), rules.UNLIMITED)
+    assert adapted == (*row[:3], column_tiles, *row[4:])
 
 
 def test_partials_are_not_summed_more_often_for_a_wider_layer() -> None:

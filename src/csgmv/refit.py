@@ -25,43 +25,47 @@ def _shrink_forms(row: dict[str, Any], source: Key, key: Key, _splits: int) -> I
     if split_k > 1:  # by whole octaves: half as many again, and the same number is mostly better
         split_k = int(split_k * 2.0 ** int(octaves(source.input_dim, key.input_dim)))
     row = {**row, "split_k": max(1, min(split_k, 64, key.input_dim // row["block_k"]))}
-    tiles = list(_shrink_tiles(row, columns, had))
-    width = rules.shrink_columns(row["block_n"], row["column_tiles"], source)
-    for form in tiles:
-        # A tile that each warp has whole gets no larger.
-        larger = rules.shrink_columns(form["block_n"], form["column_tiles"], key) > width
-        yield {**form, "sliced_k": row["sliced_k"] and not larger}
-    if row["sliced_k"]:
-        yield from ({**form, "sliced_k": False} for form in tiles)
+    if row["sliced_k"]:  # a tile that each warp has whole gets no larger; x is no more than its few rows
+        yield _as_narrow(row, columns)
+        row = {**row, "sliced_k": False}
+    yield from _shrink_tiles(row, columns, had)
 
 
 def _shrink_tiles(row: dict[str, Any], columns: int, had: int) -> Iterator[dict[str, Any]]:
     """A tile of all columns stays one of all columns if it fits.
 
-    Each program across the columns reads x once more: where columns are more than they were, programs are not.
+    Each program across the columns reads x once more: where columns are twice as many, programs are not.
     """
     if row["block_n"] * row["column_tiles"] >= had != columns:
         block_n = min(max(1 << columns.bit_length() - 1, 16), 128)  # the last tile takes what is left
         yield {**row, "block_n": block_n, "column_tiles": min(-(-columns // block_n), 8)}
-    if columns > had:
-        across = -(-columns * row["block_n"] * row["column_tiles"] // had)  # a program's columns
+    if columns >= 2 * had:
+        across = row["block_n"] * row["column_tiles"] << int(octaves(had, columns))  # a program's columns
         block_n = min(128, max(row["block_n"], rules.power_of_two(-(-across // row["column_tiles"]))))
         yield {**row, "block_n": block_n, "column_tiles": min(-(-across // block_n), 8)}
+    yield _as_narrow(row, columns)
+
+
+def _as_narrow(row: dict[str, Any], columns: int) -> dict[str, Any]:
+    """A program's columns as they were, or all that there are."""
     block_n = min(row["block_n"], max(16, rules.power_of_two(columns)))
-    yield {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
+    return {**row, "block_n": block_n, "column_tiles": min(row["column_tiles"], -(-columns // block_n))}
 
 
+ENOUGH = 256  # programs: of more, each may as well compute more tiles (two for each of an H200's SMs)
 WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers: 2,776 bytes spilled (sm_90, 4 warps)
 
 
 def _expand_forms(row: dict[str, Any], source: Key, key: Key, splits: int) -> Iterator[dict[str, Any]]:
-    """Programs that compute several tiles stay about as many, as do those that sum h's partials, each all of them; the
-    whole rank at once stays that if it fits.
+    """Programs that compute several tiles stay about as many if they are not more than enough, as do those that sum h's
+    partials, each all of them; the whole rank at once stays that if it fits.
     """
     widest, column_tiles = max(key.slice_widths), row["column_tiles"]
-    if column_tiles > 1 or splits > 1:
-        column_tiles = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))
+    if column_tiles > 1 or splits > 1:
+        scaled = round(column_tiles * sum(key.slice_widths) / max(sum(source.slice_widths), 1))
+        tiles = -(-key.chunk_size * key.segment_bucket // row["block_m"]) * sum(key.slice_widths) // block_n
+        column_tiles = max(scaled, min(column_tiles, tiles // ENOUGH))
     row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
     had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
     if depth > had:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from typing import NamedTuple
 
 from .. import fallback, records, rules
 
@@ -29,32 +30,58 @@ def _slowdowns(result: records.Result) -> dict[rules.Row, float]:
     return found
 
 
-def _best(results: Sequence[records.Result]) -> rules.Row:
+class _Measured(NamedTuple):
+    """What one result says of rows that any rank can use, and of the built-in default among them."""
+
+    slowdowns: dict[rules.Row, float]
+    default: float  # what rows that were not measured count like
+
+
+def _measured(result: records.Result) -> _Measured:
+    slowdowns = _slowdowns(result)
+    default = result.default and slowdowns[_anywhere(result.default.row, result.key)]
+    return _Measured(slowdowns, max(slowdowns.values()) if default is None else default)
+
+
+def _best(results: Sequence[_Measured]) -> rules.Row:
     """The row with the lowest mean slowdown; where it was not measured it counts like the built-in default."""
-    known = [_slowdowns(result) for result in results]
-    default = [
-        rows[_anywhere(result.default.row, result.key)] if result.default else max(rows.values())
-        for result, rows in zip(results, known)
-    ]
-
-    def mean(row: rules.Row) -> float:
-        return fmean(rows.get(row, usual) for rows, usual in zip(known, default))
-
-    return min({row for rows in known for row in rows}, key=lambda row: (mean(row), rules.row_order(row)))
+    apart: dict[rules.Row, list[float]] = defaultdict(list)  # from the default, where it was measured
+    for slowdowns, default in results:
+        for row, slowdown in slowdowns.items():
+            apart[row].append(slowdown - default)
+    return min(apart, key=lambda row: (math.fsum(apart[row]), rules.row_order(row)))
 
 
-def on_average(results: Iterable[records.Result]) -> dict[str, Defaults]:
-    """The default of each architecture, operation and number of rows that there are results for.
+class Averages:
+    """Chooses defaults from any part of some results; what each result says of its rows is made out once."""
 
-    Rows alone, since they decide most (`fallback.batch_distance`). float32 has none: it is for checking, and its
-    products run on other units.
-    """
-    cells: dict[tuple[str, str, int], list[records.Result]] = defaultdict(list)
-    for result in results:
-        op, dtype = result.key.op, result.key.dtype
-        if dtype != "float32" and result.finalists:
-            cells[result.architecture, op, fallback.most_rows(result.key)].append(result)
-    defaults: dict[str, Defaults] = {}
-    for (architecture, op, rows), found in sorted(cells.items()):
-        defaults.setdefault(architecture, {}).setdefault(op, {})[rows] = _best(found)
-    return defaults
+    def __init__(self, results: Iterable[records.Result]) -> None:
+        self._measured = {
+            _place(result): _measured(result)
+            for result in results
+            if result.key.dtype != "float32" and result.finalists
+        }
+
+    def defaults(self, results: Iterable[records.Result]) -> dict[str, Defaults]:
+        """The default of each architecture, operation and number of rows that there are results for.
+
+        Rows alone, since they decide most (`fallback.batch_distance`). float32 has none: it is for checking, and its
+        products run on other units.
+        """
+        cells: dict[tuple[str, str, int], list[_Measured]] = defaultdict(list)
+        for result in results:
+            if measured := self._measured.get(_place(result)):
+                cells[result.architecture, result.key.op, fallback.most_rows(result.key)].append(measured)
+        chosen: dict[str, Defaults] = {}
+        for (architecture, op, rows), found in sorted(cells.items()):
+            chosen.setdefault(architecture, {}).setdefault(op, {})[rows] = _best(found)
+        return chosen
+
+
+def _place(result: records.Result) -> tuple[str, str, rules.Key]:
+    return result.gpu, result.triton, result.key
+
+
+def on_average(results: Sequence[records.Result]) -> dict[str, Defaults]:
+    """The defaults of all of the results."""
+    return Averages(results).defaults(results)

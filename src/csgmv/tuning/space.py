@@ -62,6 +62,14 @@ SEEDS: Mapping[str, tuple[Part, ...]] = {
         ExpandConfig(128, 64, rules.MAX_RANK, column_tiles=8, num_warps=8, num_stages=4, prefetch=True),
     ),
 }
+# And on smaller ones: what many keys of 1 to 2,048 tokens ended at (1,024 to 4,096 input columns).
+SMALL_SEEDS: Mapping[str, tuple[Part, ...]] = {
+    "shrink": (
+        ShrinkConfig(16, 16, 512, num_warps=4, num_stages=5, sliced_k=True),
+        ShrinkConfig(16, 32, 512, num_warps=4, num_stages=4, sliced_k=True),
+    ),
+    "expand": (),
+}
 # Fields that the grid leaves to the walk: what goes with a tiling is one choice for all keys.
 _WALKED = ("num_warps", "num_stages", "maxnreg", "prefetch")
 _PIPELINE = 64 << 10  # bytes on their way in one program, beyond which more stages bring little
@@ -119,13 +127,13 @@ def shortlist(
 
 
 def _seeds(task: Task, device: Device) -> Iterator[Part]:
-    """SEEDS that the task can use, where an SM gets a tile of 64 rows or more."""
-    if max(batch.tokens for batch in task.deciding) >= 64 * device.sm_count:
-        for seed in SEEDS[task.key.op]:
-            block_k = seed.block_k if task.key.op == "shrink" else rules.rank_step(seed.block_k, task.key.max_rank)
-            config = replace(seed, block_k=block_k)
-            plain = _plain(config, task.key, device.limits.shared_memory)
-            yield from itertools.islice((one for one in (config, plain) if usable(one, task, device)), 1)
+    """SEEDS that the task can use, where an SM gets a tile of 64 rows or more; else SMALL_SEEDS."""
+    full = max(batch.tokens for batch in task.deciding) >= 64 * device.sm_count
+    for seed in (SEEDS if full else SMALL_SEEDS)[task.key.op]:
+        block_k = seed.block_k if task.key.op == "shrink" else rules.rank_step(seed.block_k, task.key.max_rank)
+        config = replace(seed, block_k=block_k)
+        plain = _plain(config, task.key, device.limits.shared_memory)
+        yield from itertools.islice((one for one in (config, plain) if usable(one, task, device)), 1)
 
 
 def neighbours(config: Part, task: Task, device: Device, *, paired: bool = False) -> Iterator[tuple[str, Part]]:

@@ -1,0 +1,72 @@
+"""What borrowing may lose at most: `[tool.csgmv.regret]` in pyproject.toml. Above that there is no table."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from codegen.regret import Regret, known, percentile_95
+from codegen.source import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # hatchling brings it
+
+PYPROJECT = ROOT / "pyproject.toml"
+
+
+class Limits(NamedTuple):
+    """Of the losses of keys that are left out each by itself ("key" in the report).
+
+    Attributes:
+        median, percentile_95: shares of a key's own time.
+        least: so many losses have to be known; of fewer, neither figure says much.
+    """
+
+    median: float
+    percentile_95: float
+    least: int
+
+
+class Excessive(ValueError):
+    """What borrowing loses is above the limits."""
+
+
+def read(pyproject: Path = PYPROJECT) -> Limits:
+    """The limits of this source tree.
+
+    Raises:
+        ValueError: they are not there, or are no numbers.
+    """
+    settings = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("csgmv", {}).get("regret", {})
+    values = [settings.get(name.replace("_", "-")) for name in Limits._fields]
+    if settings.keys() != {name.replace("_", "-") for name in Limits._fields} or not all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+    ):
+        wanted = ", ".join(name.replace("_", "-") for name in Limits._fields)
+        raise ValueError(f"{pyproject}: expected numbers for {wanted} in [tool.csgmv.regret], got {settings}")
+    return Limits(*values)
+
+
+def enforce(found: Iterable[Regret], limits: Limits) -> None:
+    """Refuse what loses too much.
+
+    Raises:
+        Excessive: keys that are left out, each by itself, lose more than they may.
+    """
+    losses = known(regret for regret in found if regret.left_out == "key")
+    if len(losses) < max(limits.least, 1):
+        return
+    for name, most, loss in (
+        ("median", limits.median, statistics.median(losses)),
+        ("95th percentile", limits.percentile_95, percentile_95(losses)),
+    ):
+        if loss > most:
+            raise Excessive(
+                f"borrowed rows lose too much: {name} expected at most {100 * most:g} % ([tool.csgmv.regret] of "
+                f"{PYPROJECT.name}), got {100 * loss:.1f} % of {len(losses)} keys; see `python -m codegen --regret`"
+            )
