@@ -24,7 +24,7 @@ CLOSELY = 24  # configs of a part that are looked at more closely
 # Rounds: values of split_k; each part in turn; neighbours of the best. The first keys of a family, then the others.
 JOIN = {
     True: (Allowance(6, 6), Allowance(6, 10), Allowance(4, 10), Allowance(2, 8)),
-    False: (Allowance(2, 6), Allowance(2, 12), Allowance(1, 10), Allowance(1, 8)),
+    False: (Allowance(2, 6), Allowance(2, 10), Allowance(1, 8), Allowance(1, 6)),
 }
 P = TypeVar("P", ShrinkConfig, ExpandConfig)
 

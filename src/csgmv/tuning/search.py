@@ -27,7 +27,7 @@ NEIGHBOURS_OF = 2  # the best so many configs
 # Rounds: the shortlist, then walks. The first keys of a family, then the others.
 EXPLORE = {
     True: (Allowance(8, 12), Allowance(4, 10), Allowance(4, 10)),
-    False: (Allowance(1, 18), Allowance(2, 12), Allowance(1, 8)),
+    False: (Allowance(1, 12), Allowance(2, 10), Allowance(1, 8)),
 }
 
 
