@@ -147,3 +147,16 @@ def put(folder: Path, name: str, content: dict[str, Any]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return file
+
+
+def older(content: dict[str, Any], schema: int = 1) -> dict[str, Any]:
+    """A file of shrink results as it was: without sliced_k; in schema 1 with a single batch a record."""
+    content = json.loads(json.dumps({**content, "schema": schema}))
+    content["fields"].remove("sliced_k")
+    for one in content["records"]:
+        timings = [*filter(None, [one["default"]]), *one["finalists"]]
+        for row in (*(timing["row"] for timing in timings), *(row for row, *_ in one["candidates"])):
+            del row[-1]
+        if schema == 1:
+            del one["batches"], one["tuned_on"]
+    return content

@@ -19,7 +19,7 @@ GPU, VERSION = "NVIDIA H200", "3.5.1"
 LAYER = models.LayerShape("o", 1024, (512,))
 ASKED = ["--layer", "o:1024:512", "--rank", "64", "--chunk-sizes", "16", "--ops", "shrink"]
 HERE = ["--gpu", GPU, "--triton", VERSION]
-ROW = (16, 32, 128, 1, 4, 4, 2, None)
+ROW = (16, 32, 128, 1, 4, 4, 2, None, False)
 KEYS = [task.key for task in Plan([LAYER], 64, (16,), ops=("shrink",)).tasks()]
 LOSSES = {"shrink": {"nearest segment bucket": (9, 201, 523), "default": (109, 561, 4124)}}
 Rows = Mapping[rules.Key, "rules.Row | None"]

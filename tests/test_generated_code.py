@@ -140,4 +140,4 @@ def test_borrowed_rows_compile_and_fit(max_rank: int) -> None:
     for case, code in zip(cases, compiled(cases)):
         assert code["shared"] <= LIMITS.shared_memory, (case, code)
         assert code["registers"] <= 255, (case, code)
-        assert code["stack"] <= 64, (case, code)  # bytes: a register or a few, where the original had none to spare
+        assert code["stack"] <= 128, (case, code)  # bytes: a few registers, where the original had none to spare

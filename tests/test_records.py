@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from csgmv import checks, records, rules
-from fabricated import BETTER, DEFAULT, document, finalist, record
+from fabricated import BETTER, DEFAULT, document, finalist, older, record
 
 OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 REMOVED = object()
@@ -289,23 +289,10 @@ def test_the_fastest_finalist_wins() -> None:
     assert records.baked_row(result) == tuple(BETTER)
 
 
-def older(schema: int = 1, **more: Any) -> dict[str, Any]:
-    """A file without sliced_k; of schema 1 it has no batches, and tiles of 64 rows were cut down to segments of 16."""
-    content = json.loads(json.dumps(document(record(**more), schema=schema)))
-    content["fields"].remove("sliced_k")
-    for one in content["records"]:
-        timings = [*filter(None, [one["default"]]), *one["finalists"]]
-        for row in (*(timing["row"] for timing in timings), *(row for row, *_ in one["candidates"])):
-            del row[-1]
-        if schema == 1:
-            del one["batches"], one["tuned_on"]
-    return content  # type: ignore[no-any-return]
-
-
 def test_an_older_schema_is_read_as_what_it_meant() -> None:
     """One batch, that of the record; a tile of more rows than a segment was one of the segment's rows then."""
-    assert faults(older()) == []
-    (result,) = records.results(older())
+    assert faults(older(document())) == []
+    (result,) = records.results(older(document()))
     assert result.batches == ((101, 5, 7, 30.0, 20.0),)
     assert result.tuned_on == 1
     assert result.default.row == (16, *DEFAULT[1:])  # type: ignore[union-attr]
@@ -316,7 +303,7 @@ def test_an_older_schema_is_read_as_what_it_meant() -> None:
 def test_schema_2_is_read_as_having_shared_no_steps() -> None:
     """Everything else stays as it was measured: larger tiles, every batch with its times, and how many decided."""
     batches = [[9, 6, 6, 15.0, 12.5], [80, 1, 5, 12.0, 13.0]]
-    content = older(2, finalists=[finalist(OTHER, 20.0)], others=batches, tuned_on=2)
+    content = older(document(record(finalists=[finalist(OTHER, 20.0)], others=batches, tuned_on=2)), 2)
     assert faults(content) == []
     (result,) = records.results(content)
     assert result.default == (tuple(DEFAULT), 30.0, 48)
@@ -332,7 +319,7 @@ def test_schema_2_is_read_as_having_shared_no_steps() -> None:
 
 def test_sliced_k_came_with_schema_3() -> None:
     """Since then it must be told; an older file that has it says something else than it means."""
-    assert any("expected 9 values" in fault for fault in faults({**older(2), "schema": 3}))
+    assert any("expected 9 values" in fault for fault in faults({**older(document(), 2), "schema": 3}))
     found = faults(document(schema=2))
     assert found[0].startswith("$.fields: ")
     assert all("expected 8 values" in fault for fault in found[1:])
@@ -342,7 +329,8 @@ def test_sliced_k_came_with_schema_3() -> None:
 def test_an_upgraded_file_is_valid_and_says_the_same() -> None:
     """Rows that were two ways to write one are merged: the faster time stays. Nothing changes a second time."""
     same = [16, *BETTER[1:]]
-    content = older(finalists=[finalist(BETTER, 21.0), finalist(same, 20.0), finalist(OTHER, 22.0)], segment_bucket=8)
+    finalists = [finalist(BETTER, 21.0), finalist(same, 20.0), finalist(OTHER, 22.0)]
+    content = older(document(record(finalists=finalists, segment_bucket=8)))
     upgraded = records.upgraded(content)
     assert faults(upgraded) == []
     assert [one["row"] for one in upgraded["records"][0]["finalists"]] == [same, [*OTHER[:-1], False]]
@@ -356,8 +344,8 @@ def test_a_field_that_came_later_has_its_neutral_value(monkeypatch: pytest.Monke
     late = rules.Field("persistent", 0, 1, boolean=True, since=2, neutral=False)
     monkeypatch.setitem(rules.FIELDS, "shrink", (*rules.FIELDS["shrink"], late))  # type: ignore[arg-type]
     monkeypatch.setitem(rules.FIELD_NAMES, "shrink", (*rules.FIELD_NAMES["shrink"], "persistent"))  # type: ignore[arg-type]
-    assert faults(older()) == []
-    (result,) = records.results(older())
+    assert faults(older(document())) == []
+    (result,) = records.results(older(document()))
     assert result.finalists[0].row == (16, *BETTER[1:], False)
     assert any("expected 10 values" in fault for fault in faults(document()))
 

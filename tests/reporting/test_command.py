@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from csgmv import cli
-from fabricated import EXPAND, document, put, record, record_of
+from fabricated import EXPAND, document, older, put, record, record_of
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -58,10 +58,7 @@ def test_records_of_all_sorts_make_a_page(tmp_path: Path) -> None:
     """Without a default that runs, without finalists, without candidates; of schema 1 too."""
     put(tmp_path / "configs", "a.json", document(record(None), record(chunk_size=32, candidates=[], finalists=[])))
     put(tmp_path / "configs", "b.json", document(record_of("expand", 5.0, 16, 8, 8), **EXPAND))
-    old = document(record(), input_dim=2048, schema=1)
-    for each in old["records"]:
-        del each["batches"], each["tuned_on"]
-    put(tmp_path / "configs", "c.json", old)
+    put(tmp_path / "configs", "c.json", older(document(record(), input_dim=2048)))
     html = write(tmp_path / "out", tmp_path / "configs")
     assert "2048 → 3·64" in html
     assert "2 of 4 keys have no speed-up" in html

@@ -20,7 +20,7 @@ def read(folder: Path, made: dict[str, Any]) -> list[findings.Finding]:
 def test_the_fastest_candidate_stands_for_its_place(tmp_path: Path) -> None:
     """As a multiple of the fastest of all; the winner is that of the times at full length."""
     slower = [*BETTER[:4], 8, *BETTER[5:]]  # another split_k: the same place
-    other = [64, 32, 128, 1, 1, 8, 2, None]
+    other = [64, 32, 128, 1, 1, 8, 2, None, False]
     candidates = [[slower, 25.0, 12, False], [BETTER, 22.0, 12, False], [other, 20.0, 12, True]]
     [found] = read(tmp_path, document(record(candidates=candidates)))
     [(part, seen)] = landscapes(found).items()

@@ -35,7 +35,7 @@ def test_maps_have_a_number_a_key(tmp_path: Path) -> None:
 
 def test_landscapes_say_how_much_slower_each_place_is(tmp_path: Path) -> None:
     """In percent; the winner is framed."""
-    candidates = [[BETTER, 20.0, 12, False], [[64, 32, 128, 1, 1, 8, 2, None], 25.0, 12, True]]
+    candidates = [[BETTER, 20.0, 12, False], [[64, 32, 128, 1, 1, 8, 2, None, False], 25.0, 12, True]]
     [figure] = maps.sweeps(chapter(tmp_path, document(record(candidates=candidates))), "shrink")
     panel = figure.axes[0]
     assert panel.get_title(loc="left") == "1024 → 3·64, chunk 16, 101 × 5"
