@@ -57,7 +57,8 @@ def test_rows_added_removed_changed_and_slower() -> None:
         "4 → 4: 1 added, 1 removed, 1 changed, 1 slower, 1 faster, 2 measured again with the same row"
     ]
     place = "NVIDIA H200, Triton 3.6.0, shrink 1024 → 3·64, bfloat16, chunk size"
-    row = "block_m=32 block_n=32 block_k=128 column_tiles=2 split_k=1 num_warps=4 num_stages=2 maxnreg=None sliced_k=False"
+    row = "block_m=32 block_n=32 block_k=128 column_tiles=2 split_k=1 num_warps=4 num_stages=2 maxnreg=None"
+    row += " sliced_k=False"
     assert found["added"] == [f"{place} 256, 8 segments: {row}, 15.00 µs"]
     assert found["removed"] == [f"{place} 16, 8 segments: {row}, 20.00 µs"]
     slower = "20.00 → 22.00 µs (+10.0 %, noise 0.20)"
