@@ -67,11 +67,11 @@ class _Left:
         *,
         with_rows: bool,
     ) -> None:
-        rows: dict[choose.Target, dict[fallback.Fields, rules.Row | None]] = defaultdict(dict)
+        rows: dict[choose.Target, dict[rules.Key, rules.Row | None]] = defaultdict(dict)
         for target, key in map(_place, rest if with_rows else ()):
             rows[target][key] = choice.table[target][key]
         self._averages, self._rest = averages, rest
-        self._tables = fallback.Tables(rows, choice.gpus)
+        self._tables = fallback.Tables({target: fallback.by_layer(of) for target, of in rows.items()}, choice.gpus)
 
     def serve(self, key: rules.Key, where: fallback.Target) -> fallback.Served:
         """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from codegen.source import choose, files
+from codegen.source import choose, fallback, files
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -38,7 +38,7 @@ def render(
     )
     environment.filters["literal"] = literal
     template = environment.get_template("tuned_table.py.j2")
-    rows = {target: [(tuple(key), row) for key, row in entries.items()] for target, entries in choice.table.items()}
+    rows = {target: fallback.by_layer(entries) for target, entries in choice.table.items()}
     others = {
         "chunk_sizes": choice.chunk_sizes,
         "gpus": choice.gpus,

@@ -149,7 +149,7 @@ def _everything() -> list[dict[str, Any]]:
         for op, rank, chunk_size in itertools.product(rules.OPS, (8, 16, 24, 64, 128, 256), (16, 32, 64))
         for dtype in ("bfloat16", "float32")
     ]
-    rows = [key for rows in dispatch.tables().rows.values() for key in rows]
+    rows = [key for rows in dispatch.tables().rows.values() for key in fallback.flat(rows)]
     return [
         {"architecture": architecture, "lent": lent, "keys": keys}
         for lent, keys in ((False, defaults), (True, rows))

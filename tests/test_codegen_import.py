@@ -11,8 +11,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 import csgmv
 from codegen.render import render
 from csgmv import rules
@@ -24,22 +22,23 @@ sys.path[:0] = {paths!r}
 import torch, triton
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-for _ in range(21):
-    if (child := os.fork()) == 0:
-        start, before = time.process_time(), resident()
-        from csgmv import AddLoraConfig, Segments, dispatch, explain
-        rows = sum(map(len, dispatch.table().values()))
-        print(time.process_time() - start, resident() - before, rows, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
+for _ in range(15):
+    start, before = time.process_time(), resident()
+    from csgmv import AddLoraConfig, Segments, dispatch, explain
+    dispatch.table()
+    took, size = time.process_time() - start, resident() - before
+    rows = sum(len(batches) for layers in dispatch.table().values() for batches in layers.values())
+    print(took, size, rows)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "csgmv"]:
+        del sys.modules[name]
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that have imported torch already")
 def test_a_large_table_is_quick_to_import(tmp_path: pathlib.Path) -> None:
     """csgmv with 10,000 rows: 30 ms of CPU and 20 MB over torch and Triton, with the bytecode there as pip leaves it.
 
-    The kernels come later, when an operation is first asked for: Triton takes some 20 ms to read their source.
+    The kernels come later, when an operation is first asked for: Triton takes some 20 ms to read their source. Imported
+    again and again in one process: in one that was forked, every page that is touched would be copied on top of that.
     """
     package = tmp_path / "csgmv"
     shutil.copytree(pathlib.Path(csgmv.__file__).parent, package)
@@ -50,10 +49,10 @@ def test_a_large_table_is_quick_to_import(tmp_path: pathlib.Path) -> None:
     script = IMPORT.format(paths=[str(tmp_path), *sys.path])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=inherited)
     measured = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
-    assert len(measured) == 21
+    assert len(measured) == 15
     assert {rows for *_, rows in measured} == {10_000}
     assert min(seconds for seconds, *_ in measured) <= 0.030  # the least: whoever else is on the machine only adds
-    assert min(size for _, size, _ in measured) <= 20e6
+    assert measured[0][1] <= 20e6  # later ones find room that the first has left
 
 
 def many_rows(count: int) -> dict[rules.Key, rules.Row]:

@@ -26,7 +26,7 @@ Rows = Mapping[rules.Key, "rules.Row | None"]
 
 
 def known(rows: Rows, defaults: Mapping[str, object] | None = None) -> fallback.Tables:
-    return fallback.Tables({(GPU, VERSION): rows}, {GPU: ("9.0", 132)}, defaults or {})
+    return fallback.Tables({(GPU, VERSION): fallback.by_layer(rows)}, {GPU: ("9.0", 132)}, defaults or {})
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_borrowed_keys_are_told_by_step_source_and_loss(capture) -> None:
     status, said = capture(known(dict.fromkeys(rest, ROW)), *ASKED, *HERE)
     assert status == coverage.STATUS["borrowed"] == 3
     assert f"{len(KEYS)} keys: {len(rest)} tuned, 1 borrowed, 0 default" in said
-    (lender, *_) = fallback.lenders(missing, rest)
+    (lender, *_) = fallback.lenders(missing, fallback.by_layer(dict.fromkeys(rest)))
     assert f"nearest segment bucket ({lender.segment_bucket}), 1 key loses 20.1 %, 95 %: 52.3 % (9 judged)" in said
     assert f"expected loss {100 * 0.201 / len(KEYS):.1f} %" in said
 

@@ -18,9 +18,10 @@ HERE = dispatch.Target("NVIDIA H200", "3.6.0", LIMITS)
 KEY = rules.Key("shrink", 1024, (), 64, 3, "float16", 64, 32)
 
 
-def rows(*keys: rules.Key) -> dict[tuple[object, ...], rules.Row | None]:
+def rows(*keys: rules.Key) -> fallback.Rows:
     """A row for each key that tells which one it is by its num_stages."""
-    return {tuple(key): to_row(ShrinkConfig(block_n=64, num_stages=1 + i)) for i, key in enumerate(keys)}
+    found = {key: to_row(ShrinkConfig(block_n=64, num_stages=1 + i)) for i, key in enumerate(keys)}
+    return fallback.by_layer(found)
 
 
 def test_what_serves_becomes_a_config() -> None:
@@ -36,8 +37,8 @@ def test_what_serves_becomes_a_config() -> None:
 
 def test_a_measured_default_is_kept() -> None:
     """None says: measured, the default was best. It is not a gap to be filled from a neighbour."""
-    table = {("NVIDIA H200", "3.6.0"): {**rows(KEY._replace(segment_bucket=64)), tuple(KEY): None}}
-    choice = dispatch.resolve(KEY, HERE, fallback.Tables(table))
+    table = fallback.by_layer({**fallback.flat(rows(KEY._replace(segment_bucket=64))), KEY: None})
+    choice = dispatch.resolve(KEY, HERE, fallback.Tables({("NVIDIA H200", "3.6.0"): table}))
     assert (choice.config, choice.source) == (ShrinkConfig(), KEY)
     assert choice.step == "exact: the default was measured best"
 

@@ -15,7 +15,7 @@ H200 = fallback.Target("NVIDIA H200", "3.6.0", rules.LIMITS["9.0"], "9.0", 132)
 
 def tables(*heads: tuple[str, str, list[Key]], **more: Any) -> fallback.Tables:
     """Rows for the keys of each GPU and Triton version."""
-    rows = {(gpu, version): {tuple(key): ROWS[key.op] for key in keys} for gpu, version, keys in heads}
+    rows = {(gpu, version): fallback.by_layer({key: ROWS[key.op] for key in keys}) for gpu, version, keys in heads}
     return fallback.Tables(rows, **more)
 
 
@@ -57,8 +57,8 @@ def test_steps_in_their_order() -> None:
 )
 def test_what_is_nearer(near: dict[str, int], far: dict[str, int]) -> None:
     """Rows and segments decide before dimensions do."""
-    lenders = fallback.lenders(SHRINK, [SHRINK._replace(**far), SHRINK._replace(**near)])
-    assert lenders == [SHRINK._replace(**near), SHRINK._replace(**far)]
+    present = fallback.by_layer(dict.fromkeys([SHRINK._replace(**far), SHRINK._replace(**near)]))
+    assert [*fallback.lenders(SHRINK, present)] == [SHRINK._replace(**near), SHRINK._replace(**far)]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_default_that_was_best_is_not_borrowed() -> None:
     """It is an answer for its own key, under any dtype and version; others pass it over."""
     other = SHRINK._replace(segment_bucket=16)
     near = SHRINK._replace(segment_bucket=64)
-    known = fallback.Tables({("NVIDIA H200", "3.6.0"): {tuple(near): None, tuple(other): SHRINK_ROW}})
+    known = fallback.Tables({("NVIDIA H200", "3.6.0"): fallback.by_layer({near: None, other: SHRINK_ROW})})
     assert fallback.serve(SHRINK, H200, known).source == other
     twin = fallback.serve(near._replace(dtype="float16"), H200._replace(triton="3.7.0"), known)
     assert (twin.row, twin.step) == (None, "Triton 3.6.0, other 16-bit dtype (bfloat16)")
@@ -90,7 +90,7 @@ def test_a_row_that_does_not_fit_serves_nobody() -> None:
     """Neither exactly nor borrowed by its own layer: the next one does."""
     other = SHRINK._replace(segment_bucket=64)
     large: Row = (64, 64, 256, 1, 1, 4, 3, None, False)
-    known = fallback.Tables({("NVIDIA H200", "3.6.0"): {tuple(SHRINK): large, tuple(other): SHRINK_ROW}})
+    known = fallback.Tables({("NVIDIA H200", "3.6.0"): fallback.by_layer({SHRINK: large, other: SHRINK_ROW})})
     assert fallback.serve(SHRINK, H200, known).row == large
     small = H200._replace(limits=rules.LIMITS["8.6"])
     assert fallback.serve(SHRINK, small, known)[:2] == (SHRINK_ROW, "nearest segment bucket (64)")

@@ -9,7 +9,7 @@ from csgmv import cli, dispatch, fallback, rules
 
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 ROW = (64, 32, 128, 1, 4, 4, 3, 128, False)
-TABLE = {("NVIDIA H200", "3.5.1"): {tuple(KEY): ROW, tuple(KEY._replace(segment_bucket=64)): None}}
+TABLE = {("NVIDIA H200", "3.5.1"): fallback.by_layer({KEY: ROW, KEY._replace(segment_bucket=64): None})}
 SHRINK = ["--op", "shrink", "--input-dim", "1024", "--slices", "3", "--rank", "64", "--chunk-size", "16"]
 H200 = ["--gpu", "NVIDIA H200", "--triton", "3.5.1"]
 
@@ -125,7 +125,7 @@ def test_a_launch_that_cannot_be_is_refused(argv, said, capsys):
 def test_batch_invariant_launches_have_one_config(capsys, monkeypatch):
     """That of 32 segments of 16 rows, but for tiles of 16 rows, whatever the segments."""
     other = (64, 64, 64, 1, 4, 4, 3, 128, False)
-    rows = {tuple(KEY._replace(segment_bucket=32)): ROW, tuple(KEY._replace(segment_bucket=2)): other}
+    rows = fallback.by_layer({KEY._replace(segment_bucket=32): ROW, KEY._replace(segment_bucket=2): other})
     monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables({("NVIDIA H200", "3.5.1"): rows}))
     usual = explain(capsys, *SHRINK, "--segments", "32", *H200)
     text = explain(capsys, *SHRINK[:-1], "128", "--segments", "2", "--batch-invariant", *H200)

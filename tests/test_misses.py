@@ -25,7 +25,8 @@ KEY = rules.Key("shrink", 1024, (), 64, 3, "float16", 64, 32)
 INVARIANT = KEY._replace(chunk_size=16, segment_bucket=32)
 FAST = KEY._replace(segment_bucket=4)  # nothing beat the default there
 KNOWN = fallback.Tables(
-    {("NVIDIA H200", "3.6.0"): {KEY: to_row(ShrinkConfig(block_n=64)), FAST: None}}, {"NVIDIA H200": ("9.0", 132)}
+    {("NVIDIA H200", "3.6.0"): fallback.by_layer({KEY: to_row(ShrinkConfig(block_n=64)), FAST: None})},
+    {"NVIDIA H200": ("9.0", 132)},
 )
 
 

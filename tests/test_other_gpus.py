@@ -32,10 +32,8 @@ BORROWING = ("sm_86", "sm_90", "gfx942")
 def of_the_h200(field: str) -> rules.Key:
     """A key at which an H200 uses something that not every GPU has, and a register cap, which AMD's have not."""
     named, cap = map(rules.FIELD_NAMES["add_lora"].index, (field, "expand_maxnreg"))
-    rows = dispatch.tables().rows["NVIDIA H200", "3.6.0"]
-    return next(
-        rules.Key._make(key) for key, row in rows.items() if row and key[0] == "add_lora" and row[named] and row[cap]
-    )
+    rows = fallback.flat(dispatch.tables().rows["NVIDIA H200", "3.6.0"])
+    return next(key for key, row in rows.items() if row and key[0] == "add_lora" and row[named] and row[cap])
 
 
 LENT = of_the_h200("overlap"), of_the_h200("expand_prefetch")

@@ -28,7 +28,7 @@ OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 H200 = ("NVIDIA H200", "3.6.0")
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)  # that of a document
 KNOWN = fallback.Tables(
-    {H200: {KEY: tuple(OTHER), KEY._replace(input_dim=512): tuple(OTHER)}},
+    {H200: fallback.by_layer({KEY: tuple(OTHER), KEY._replace(input_dim=512): tuple(OTHER)})},
     {"NVIDIA H200": ("9.0", 132)},
     {"9.0": {"shrink": {128: tuple(OTHER), 2048: tuple(OTHER)}, "expand": {16: (1,)}}, "8.0": {"shrink": {}}},
 )
@@ -50,14 +50,13 @@ def test_results_count_where_both_know_something(tmp_path: Path) -> None:
     loaded = csgmv.load_overlay(file)
     assert loaded == Overlay(rows=1, defaults_kept=1, replaced=1, chunk_sizes=1, duplicates=0)
     rows, gpus, defaults = dispatch.tables()
-    assert rows == {
-        H200: {KEY: tuple(BETTER), KEY._replace(input_dim=512): tuple(OTHER), KEY._replace(chunk_size=64): None}
-    }
+    known = {KEY: tuple(BETTER), KEY._replace(input_dim=512): tuple(OTHER), KEY._replace(chunk_size=64): None}
+    assert rows == {H200: fallback.by_layer(known)}
     assert gpus == {"NVIDIA H200": ("9.0", 132)}
     of_shrink = {128: tuple(BETTER), 512: tuple(BETTER), 2048: tuple(OTHER)}
     assert defaults == {"9.0": {"shrink": of_shrink, "expand": {16: (1,)}}, "8.0": {"shrink": {}}}
     assert chunk_sizes.table() == {H200: {(8, 8): 16, (2048, 8): 128}}
-    assert len(KNOWN.rows[H200]) == 2, "the tables themselves were written to"
+    assert len(fallback.flat(KNOWN.rows[H200])) == 2, "the tables themselves were written to"
     assert SIZES[H200][8, 8] == 128
 
 
@@ -72,7 +71,7 @@ def test_a_later_overlay_counts_over_an_earlier_one(tmp_path: Path) -> None:
     put(two, "x/worse.json", document(record()))
     loaded = load_overlay(two)
     assert (loaded.rows, loaded.replaced, loaded.duplicates) == (1, 1, 1)
-    rows = dispatch.tables().rows
+    rows = {target: fallback.flat(of) for target, of in dispatch.tables().rows.items()}
     assert rows[H200][KEY] == tuple(DEFAULT)
     assert rows["NVIDIA L4", "3.6.0"] == {KEY: tuple(OTHER)}
 

@@ -17,10 +17,11 @@ from csgmv import chunk_sizes, cli, columns, dispatch, fallback, rules
 SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 EXPAND = rules.Key("expand", 0, (2048, 1024, 1024), 64, 3, "bfloat16", 16, 8)
 TABLE = {
-    ("NVIDIA H200", "3.10.0"): {tuple(SHRINK): (64, 32, 256, 1, 4, 4, 3, None, False), tuple(EXPAND): None},
-    ("NVIDIA H200", "3.5.1"): {tuple(SHRINK._replace(chunk_size=32)): (16, 16, 64, 1, 1, 2, 3, 128, True)},
-    ("NVIDIA A10G", "3.6.0"): {tuple(EXPAND._replace(segment_bucket=1)): (64, 64, 16, 1, 4, 3, None, False)},
+    ("NVIDIA H200", "3.10.0"): {SHRINK: (64, 32, 256, 1, 4, 4, 3, None, False), EXPAND: None},
+    ("NVIDIA H200", "3.5.1"): {SHRINK._replace(chunk_size=32): (16, 16, 64, 1, 1, 2, 3, 128, True)},
+    ("NVIDIA A10G", "3.6.0"): {EXPAND._replace(segment_bucket=1): (64, 64, 16, 1, 4, 3, None, False)},
 }
+TABLE = {target: fallback.by_layer(rows) for target, rows in TABLE.items()}
 
 CELLS = {
     ("NVIDIA H200", "3.10.0"): {(2048, 8): 64, (1, 1): 16, (2048, 1): 128},
@@ -138,7 +139,7 @@ def test_a_config_of_both_parts_is_told_by_part(monkeypatch, capsys):
     """Without the prefix at every field, and folded to the terminal."""
     key = rules.Key("add_lora", 1024, (2048,), 64, 1, "bfloat16", 16, 8)
     row = (64, 32, 256, 1, 4, 4, 3, None, False, 64, 128, 16, 1, 4, 3, None, True, True)
-    monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.6.0"): {tuple(key): row}})
+    monkeypatch.setattr(dispatch, "table", lambda: {("NVIDIA H200", "3.6.0"): fallback.by_layer({key: row})})
     _, text = show(capsys, "--all")
     assert " shrink(block_n=32 split_k=4) expand(block_n=128 prefetch=True) overlap=True\n" in text
     monkeypatch.setattr(columns, "terminal_width", lambda: 100)

@@ -6,22 +6,26 @@ what a key would get whose own row it leaves out.
     serve       a key, where it is launched, the tables → the row, and the step of the fallback that found it
     offers      the same → all rows that could serve, the most trusted first
     lenders     a key, those that have rows → which are asked for theirs, in order
+    by_layer    rows by their keys → as tables hold them, by layer and then by batch; `flat` is the way back
     kind        what was found → the step of the fallback by itself, which is what losses are counted by
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from . import refit, rules
 from .rules import Key, Row
 
-Fields = tuple[str, int, tuple[int, ...], int, int, str, int, int]  # a generated key is a plain tuple
-Rows = Mapping[Fields, "Row | None"]
-_Layer = tuple[str, int, tuple[int, ...], int, int]  # what a key says of its layer: its first fields
+# A table holds rows by what keys say of the layer, then by what they say of the batch: with whole keys 10,000 rows take
+# almost three times as long to import, and each row of a layer that is too far away has to be looked at.
+Layer = tuple[str, int, tuple[int, ...], int, int, str]  # op, input_dim, slice_widths, max_rank, num_slices, dtype
+Batch = tuple[int, int]  # chunk_size, segment_bucket
+Rows = Mapping[Layer, Mapping[Batch, "Row | None"]]
 _HALVES = {"float16", "bfloat16"}
 
 
@@ -29,7 +33,7 @@ class Tables(NamedTuple):
     """What the codegen generates for launch configs.
 
     Attributes:
-        rows: by GPU and Triton version, the row of each key; None where nothing beat the built-in default.
+        rows: by GPU and Triton version, the row of each layer and batch; None where nothing beat the built-in default.
         gpus: each GPU's architecture (its compute capability, "9.0") and number of streaming multiprocessors.
         defaults: by architecture and operation, the row that is best on average, for each of some numbers of rows.
     """
@@ -37,6 +41,19 @@ class Tables(NamedTuple):
     rows: Mapping[tuple[str, str], Rows]
     gpus: Mapping[str, tuple[str, int]] = {}
     defaults: Mapping[str, Mapping[str, Mapping[int, Row]]] = {}
+
+
+def by_layer(rows: Mapping[Key, Row | None]) -> dict[Layer, dict[Batch, Row | None]]:
+    """Rows as tables hold them, in the order that they come in."""
+    layers: dict[Layer, dict[Batch, Row | None]] = {}
+    for key, row in rows.items():
+        layers.setdefault(key[:6], {})[key[6:]] = row
+    return layers
+
+
+def flat(rows: Rows) -> dict[Key, Row | None]:
+    """Each row by its whole key."""
+    return {Key(*layer, *batch): row for layer, batches in rows.items() for batch, row in batches.items()}
 
 
 class Target(NamedTuple):
@@ -134,22 +151,17 @@ def _sizes(key: Key) -> dict[str, int]:
     return sizes
 
 
-def layer_distance(key: Key, other: Key) -> float:
-    """How far apart two keys of one operation are in dimensions and rank; infinite beyond REACH."""
-    return _layers_apart(key[:5], other[:5])
-
-
-@functools.lru_cache(maxsize=65536)  # few layers have many keys: `codegen --regret` takes 3.1 s instead of 4.2
-def _layers_apart(layer: _Layer, another: _Layer) -> float:
-    sizes, others = (_sizes(Key(*fields, dtype="", chunk_size=1, segment_bucket=1)) for fields in (layer, another))
+@functools.lru_cache(maxsize=65536)  # few layers have many keys
+def layer_distance(layer: Layer, other: Layer) -> float:
+    """How far apart two layers of one operation are in dimensions and rank; infinite beyond REACH."""
+    sizes, others = (_sizes(Key(*fields, chunk_size=1, segment_bucket=1)) for fields in (layer, other))
     apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
     return math.inf if max(apart.values()) > REACH else sum(_WEIGHTS[name] * by for name, by in apart.items())
 
 
-def distance(key: Key, other: Key) -> float:
-    """How far apart two keys of one operation are; infinite for what nothing is borrowed from."""
-    halves = key.dtype in _HALVES and other.dtype in _HALVES
-    return batch_distance(key, other) + layer_distance(key, other) if halves or key.dtype == other.dtype else math.inf
+def _lends_to(key: Key) -> tuple[str, ...]:
+    """The dtypes whose rows may serve a key, its own first."""
+    return (key.dtype, *(_HALVES - {key.dtype})) if key.dtype in _HALVES else (key.dtype,)
 
 
 def _step(key: Key, other: Key) -> str:
@@ -166,20 +178,34 @@ def _step(key: Key, other: Key) -> str:
     return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
 
 
-def lenders(key: Key, present: Collection[Fields]) -> list[Key]:
+def lenders(key: Key, present: Rows) -> Iterator[Key]:
     """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
+
+    Two keys are as far apart as their batches and their layers are, added up.
 
     Args:
         key: what is launched; itself the first if present.
-        present: the keys that there are.
+        present: the rows that there are.
     """
-    asked = (Key._make(other) for other in present if other[0] == key.op)
-    apart = ((distance(key, other), other.dtype != key.dtype, other) for other in asked)
-    return [other for by, _, other in sorted(apart) if by < math.inf]
+    dtypes = _lends_to(key)
+    layers = [layer for layer in present if layer[0] == key.op and layer[5] in dtypes]
+    waiting: list[tuple[float, bool, Key]] = []
+    for apart, layer in sorted((layer_distance(key[:6], layer), layer) for layer in layers):
+        if apart == math.inf:
+            break
+        while waiting and waiting[0][0] < apart:  # no key of this layer or a later one is as near
+            yield heapq.heappop(waiting)[2]
+        for batch in present[layer]:
+            other = Key(*layer, *batch)
+            heapq.heappush(waiting, (batch_distance(key, other) + apart, other.dtype != key.dtype, other))
+    while waiting:
+        yield heapq.heappop(waiting)[2]
 
 
-def _knows(key: Key, other: Key) -> bool:
-    return other[:5] == key[:5] and batch_distance(key, other) <= NEAR
+def _knows(key: Key, present: Rows) -> bool:
+    """Whether there are rows of a key's very layer, for batches like its own."""
+    layers = ((*key[:5], dtype) for dtype in _lends_to(key))
+    return any(batch_distance(key, Key(*layer, *batch)) <= NEAR for layer in layers for batch in present.get(layer, ()))
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
@@ -194,16 +220,14 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
     nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
     architecture's default for about as many rows.
     """
-    if key in tables.rows.get((where.gpu, where.triton), ()) and (
-        served := _served(key, where, tables, key, where.gpu, where.triton)
-    ):
+    own = tables.rows.get((where.gpu, where.triton), {})
+    if key[6:] in own.get(key[:6], ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
         yield served
     for gpu in nearest_gpus(where, tables.gpus):
         versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
-        asked = {version: lenders(key, tables.rows[gpu, version]) for version in versions}
-        knowing = [version for version in versions if any(_knows(key, other) for other in asked[version])]
+        knowing = [version for version in versions if _knows(key, tables.rows[gpu, version])]
         for version in dict.fromkeys(knowing + versions):
-            for source in asked[version]:
+            for source in lenders(key, tables.rows[gpu, version]):
                 if served := _served(key, where, tables, source, gpu, version):
                     yield served
     for row in _defaults(key, where, tables):
@@ -216,7 +240,7 @@ def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, vers
 
     That the default was best is an answer for the very key, in either 16-bit dtype, and says little of others.
     """
-    row = tables.rows[gpu, version][source]
+    row = tables.rows[gpu, version][source[:6]][source[6:]]
     lent = row and refit.adapted(row, source, key, where.limits)
     if lent is None and (row is not None or source._replace(dtype=key.dtype) != key):
         return None

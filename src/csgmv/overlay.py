@@ -9,13 +9,11 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from csgmv import chunk_sizes, dispatch, fallback
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
-
-Value = TypeVar("Value")
 
 _one_at_a_time = threading.Lock()
 
@@ -61,25 +59,30 @@ def load_overlay(path: str | os.PathLike[str]) -> Overlay:
     choice = choose(collect(Path(path)).found)
     with _one_at_a_time:
         known, sizes = dispatch.tables(), chunk_sizes.table()
-        defaults = {place: _over(known.defaults.get(place, {}), by_op) for place, by_op in choice.defaults.items()}
+        table = {place: fallback.by_layer(entries) for place, entries in choice.table.items()}
         dispatch.lay(
             fallback.Tables(
-                _over(known.rows, choice.table), {**known.gpus, **choice.gpus}, {**known.defaults, **defaults}
+                _over(known.rows, table, 3),
+                _over(known.gpus, choice.gpus, 1),
+                _over(known.defaults, choice.defaults, 3),
             )
         )
-        chunk_sizes.lay(_over(sizes, choice.chunk_sizes))
+        chunk_sizes.lay(_over(sizes, choice.chunk_sizes, 2))
     rows = [row for entries in choice.table.values() for row in entries.values()]
     return Overlay(
         rows=sum(row is not None for row in rows),
         defaults_kept=sum(row is None for row in rows),
-        replaced=sum(len(entries.keys() & known.rows.get(place, {}).keys()) for place, entries in choice.table.items()),
+        replaced=sum(
+            len(entries.keys() & fallback.flat(known.rows.get(place, {})).keys())
+            for place, entries in choice.table.items()
+        ),
         chunk_sizes=sum(map(len, choice.chunk_sizes.values())),
         duplicates=sum(len(duplicate.dropped) for duplicate in choice.duplicates),
     )
 
 
-def _over(
-    known: Mapping[Any, Mapping[Any, Value]], new: Mapping[Any, Mapping[Any, Value]]
-) -> dict[Any, Mapping[Any, Value]]:
-    """Two levels of one table over those of another."""
-    return {**known, **{place: {**known.get(place, {}), **entries} for place, entries in new.items()}}
+def _over(known: Mapping[Any, Any], new: Mapping[Any, Any], levels: int) -> dict[Any, Any]:
+    """So many levels of one table over those of another."""
+    if levels == 1:
+        return {**known, **new}
+    return {**known, **{name: _over(known.get(name, {}), entries, levels - 1) for name, entries in new.items()}}

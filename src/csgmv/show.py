@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import csgmv
-from csgmv import chunk_sizes, columns, config, dispatch, rules
+from csgmv import chunk_sizes, columns, config, dispatch, fallback, rules
 
 
 class Entry(NamedTuple):
@@ -27,9 +27,9 @@ class Entry(NamedTuple):
 def entries() -> list[Entry]:
     """Every row of the table, sorted."""
     found = (
-        Entry(gpu, triton, rules.Key._make(key), row)
+        Entry(gpu, triton, key, row)
         for (gpu, triton), rows in dispatch.tables().rows.items()
-        for key, row in rows.items()
+        for key, row in fallback.flat(rows).items()
     )
     return sorted(found, key=lambda entry: (entry.gpu, rules.version_numbers(entry.triton), entry.key))
 

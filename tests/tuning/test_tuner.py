@@ -213,7 +213,7 @@ def test_the_table_lends_the_nearest_rows_each_once(monkeypatch: pytest.MonkeyPa
     key = rules.Key("shrink", 1024, (), 16, 1, "bfloat16", 16, 8)
     rows = [to_row(ShrinkConfig(16, 16, 64 << step, num_stages=2)) for step in range(4)]
     buckets = {8: rows[0], 16: rows[1], 32: rows[0], 64: rows[2], 128: rows[3]}
-    table = {tuple(key._replace(segment_bucket=bucket)): row for bucket, row in buckets.items()}
+    table = fallback.by_layer({key._replace(segment_bucket=bucket): row for bucket, row in buckets.items()})
     monkeypatch.setattr(dispatch, "tables", lambda: fallback.Tables({(HERE.gpu, HERE.triton): table}))
     lends = lent(HERE)
     assert list(lends(key)) == rows[:LENT]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -94,14 +94,14 @@ class Plan:
             raise ValueError("plan: expected at least one layer, chunk size, number of tokens and op, got none")
         own = {key: list(batches) for key, batches in found.items()}
         strangers: dict[rules.Key, list[Batch]] = {}
-        shapes: dict[rules.Key, list[rules.Key]] = {}
+        shapes: dict[rules.Key, dict[rules.Key, None]] = defaultdict(dict)
         for key in found:
-            shapes.setdefault(key._replace(segment_bucket=1), []).append(key)
+            shapes[key._replace(segment_bucket=1)][key] = None
         for key, batch in guests:
             if key in own:
                 own[key].append(batch)
-            elif servers := fallback.lenders(key, shapes.get(key._replace(segment_bucket=1), ())):
-                strangers.setdefault(servers[0], []).append(batch)
+            elif server := next(fallback.lenders(key, fallback.by_layer(shapes[key._replace(segment_bucket=1)])), None):
+                strangers.setdefault(server, []).append(batch)
         return [_task(key, own[key], strangers.get(key, [])) for key in found]
 
     def _opens(self, batch: Batch) -> bool:
