@@ -3,7 +3,7 @@
 Which is better `csgmv.baking.choose.worth` says, as for the table: the larger gain over the default of its own run,
 then more samples, then the later date; what is equal in all of them is decided by content. Records that differ in
 their races alone are one, which keeps the races of all; a record that loses takes its own along. The outcome depends on
-the records alone: not on the order of the arguments, nor on how files are named or grouped, and merging it again changes
+the records alone: not on the order of the arguments, nor on how files are named or grouped; merging it again changes
 nothing. What --out holds already is merged with the rest, so that nothing is lost.
 """
 
@@ -100,7 +100,7 @@ def _document(name: Path, kept: Sequence[Measured]) -> dict[str, Any]:
     for one in kept:
         if one.gpu != first.gpu:
             raise ValueError(f"{name}: expected one GPU's results, got {first.gpu!r} and {one.gpu!r}")
-    every = [timed.run for one in kept for timed in (one, *one.races.values())]
+    every = [run for one in kept for run in (one.run, *(race.run for race in one.races.values()))]
     order = {json.dumps(run, sort_keys=True): run for run in every}
     runs = [order[text] for text in sorted(order, key=lambda text: (order[text]["date"], text))]
     made = []
