@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from codegen.source import choose, columns, defaults, fallback, records, rules
+from codegen.source import choose, columns, fallback, left_out, records, rules
+
+MARKER = "regret"  # of the block in the README that `markdown` is for
+AT_LENGTH, SCREENED = "at length", "screened"  # what a loss is judged by
 
 
 class Regret(NamedTuple):
     """One key without its own row.
 
     Attributes:
-        left_out: what the tables were made without: one of WAYS.
+        left_out: what the tables were made without: one of left_out.WAYS.
         result: what was measured at the key.
         served: what the fallback found instead.
         loss: the share of its own row's time that a launch takes longer; None where what it got was not measured here.
+        judged: by which times: AT_LENGTH, or SCREENED where they are first impressions; None without a loss.
     """
 
     left_out: str
     result: records.Result
     served: fallback.Served
     loss: float | None
+    judged: str | None
 
     @property
     def step(self) -> str:
@@ -32,88 +37,31 @@ class Regret(NamedTuple):
         return fallback.kind(self.served, self.result.key, self.result.gpu, self.result.triton)
 
 
-def _place(result: records.Result) -> tuple[choose.Target, rules.Key]:
-    return (result.gpu, result.triton), result.key
-
-
-def _dimensions(result: records.Result) -> Hashable:
-    return result.key._replace(max_rank=0, dtype="", chunk_size=0, segment_bucket=0)
-
-
-# With a key everything goes that has this in common with it. So dimensions go with all their ranks and batches, on
-# every GPU; a rank with all dimensions that have it. An architecture's defaults are made without what is left out.
-MARKER = "regret"  # of the block in the README that `markdown` is for
-WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
-    "key": _place,
-    "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
-    "rows": lambda result: (result.key.op, fallback.most_rows(result.key)),
-    "dimensions": _dimensions,
-    "rank": lambda result: (result.key.op, result.key.max_rank),
-    "Triton version": lambda result: (result.gpu, result.triton),
-    "GPU": lambda result: result.gpu,
-    "all rows": _dimensions,  # only the architecture's default remains
-    "everything": lambda _: None,
-}
-
-
-class _Left:
-    """What the codegen would make of the results that are left."""
-
-    def __init__(
-        self,
-        choice: choose.Choice,
-        averages: defaults.Averages,
-        rest: Sequence[records.Result],
-        *,
-        with_rows: bool,
-    ) -> None:
-        rows: dict[choose.Target, dict[rules.Key, rules.Row | None]] = defaultdict(dict)
-        for target, key in map(_place, rest if with_rows else ()):
-            rows[target][key] = choice.table[target][key]
-        self._averages, self._rest = averages, rest
-        self._tables = fallback.Tables({target: fallback.by_layer(of) for target, of in rows.items()}, choice.gpus)
-
-    def serve(self, key: rules.Key, where: fallback.Target) -> fallback.Served:
-        """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""
-        served = fallback.serve(key, where, self._tables)
-        if served.source is None and not self._tables.defaults:
-            self._tables = self._tables._replace(defaults=self._averages.defaults(self._rest))
-            served = fallback.serve(key, where, self._tables)
-        return served
-
-
-def _target(choice: choose.Choice, result: records.Result) -> fallback.Target:
-    limits = rules.LIMITS.get(result.architecture, rules.UNLIMITED)
-    return fallback.Target(result.gpu, result.triton, limits, *choice.gpus[result.gpu])
-
-
-def _loss(choice: choose.Choice, result: records.Result, borrowed: rules.Row | None) -> float | None:
-    """See Regret."""
-    target, key = _place(result)
-    slowdowns = records.slowdowns(result)
-    default = result.default and result.default.row
-    slowdown, own = (slowdowns.get(row or default or ()) for row in (borrowed, choice.table[target][key]))
-    return None if slowdown is None or own is None else slowdown / own - 1
-
-
 def regrets(choice: choose.Choice) -> Iterator[Regret]:
-    """Every key's regret for every way of leaving out.
+    """Every key's regret for every way of leaving out, see left_out.cases."""
+    times: dict[int, dict[str, dict[rules.Row, float]]] = {
+        id(result): {AT_LENGTH: records.at_length(result), SCREENED: records.in_screening(result)}
+        for result in choice.results
+    }
+    for way, result, served in left_out.cases(choice):
+        own = choice.table[result.gpu, result.triton][result.key]
+        loss, judged = _loss(times[id(result)], *(_launched(result, row) for row in (served.row, own)))
+        yield Regret(way, result, served, loss, judged)
 
-    A Triton version or a GPU is left out where another one of the same architecture remains.
-    """
-    averages = defaults.Averages(choice.results)
-    for way, in_common in WAYS.items():
-        groups: dict[Hashable, list[records.Result]] = defaultdict(list)
-        for result in choice.results:
-            groups[in_common(result)].append(result)
-        for common, group in groups.items():
-            rest = [result for result in choice.results if in_common(result) != common]
-            if way in ("Triton version", "GPU") and group[0].architecture not in {other.architecture for other in rest}:
-                continue
-            left = _Left(choice, averages, rest, with_rows=way != "all rows")
-            for result in group:
-                served = left.serve(result.key, _target(choice, result))
-                yield Regret(way, result, served, _loss(choice, result, served.row))
+
+def _launched(result: records.Result, row: rules.Row | None) -> rules.Row | None:
+    """What None, the built-in default, is at a key."""
+    return row or (result.default and result.default.row)
+
+
+def _loss(
+    times: dict[str, dict[rules.Row, float]], borrowed: rules.Row | None, own: rules.Row | None
+) -> tuple[float | None, str | None]:
+    """What a row loses to a key's own, and by which times: full-length ones if there are; never one kind by another."""
+    for judged, slowdowns in times.items():
+        if borrowed in slowdowns and own in slowdowns:
+            return slowdowns[borrowed] / slowdowns[own] - 1, judged
+    return None, None
 
 
 def _percent(loss: float) -> str:
@@ -136,7 +84,12 @@ def losses(found: Iterable[Regret]) -> dict[str, dict[str, tuple[int, int, int]]
     Over all ways of leaving out. What a key got in several of them counts once.
     """
     distinct = {
-        (_place(regret.result), regret.step, (regret.served.gpu, regret.served.triton), regret.served.row): regret
+        (
+            (regret.result.gpu, regret.result.triton, regret.result.key),
+            regret.step,
+            (regret.served.gpu, regret.served.triton),
+            regret.served.row,
+        ): regret
         for regret in found
     }
     steps: dict[tuple[str, str], list[Regret]] = defaultdict(list)
@@ -154,7 +107,8 @@ def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
     measured, figures = known(found), ["-"] * 3
     if measured:
         figures = [_percent(loss) for loss in (statistics.median(measured), percentile_95(measured), measured[-1])]
-    return [*name, str(len(found)), str(len(found) - len(measured)), *figures]
+    judged = Counter(regret.judged for regret in found)
+    return [*name, str(len(found)), *(str(judged[by]) for by in (AT_LENGTH, SCREENED, None)), *figures]
 
 
 def said(key: rules.Key) -> str:
@@ -171,7 +125,7 @@ def _story(regret: Regret) -> Iterator[str]:
     yield f"{'':10}{regret.step}, from {said(source)}: {regret.served.row}"
 
 
-HEADER = ("left out", "operation", "step", "keys", "unmeasured", "median", "95 %", "worst")
+HEADER = ("left out", "operation", "step", "keys", AT_LENGTH, SCREENED, "unmeasured", "median", "95 %", "worst")
 
 
 def _summaries(found: Iterable[Regret]) -> list[list[str]]:
@@ -194,7 +148,9 @@ def markdown(found: Iterable[Regret]) -> str:
         f"{columns.markdown(HEADER, _summaries(found))}\n\n"
         "Each key of the shipped results without its own row, and without all else that has in common with it what the "
         "first column says: the time of what the fallback finds instead, over the time of its own row, less 1. "
-        "unmeasured: keys at which that was not timed. 95 %: the 95th percentile. "
+        "at length: keys at which both were timed at full length; screened: keys judged by the first impressions of a "
+        "search, until `csgmv cross` has timed them; unmeasured: keys at which what they get was not timed. "
+        "95 %: the 95th percentile. "
         "Printed by `python -m codegen --regret --into README.md`."
     )
 

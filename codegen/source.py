@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
     from csgmv import columns, fallback, figures, files, kernel_hash, records, rules
-    from csgmv.baking import choose, collect, defaults
+    from csgmv.baking import choose, collect, left_out
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
@@ -25,8 +25,8 @@ else:
         importlib.import_module(f"_csgmv_source.{name}")
         for name in ("columns", "fallback", "figures", "files", "kernel_hash", "records", "rules")
     )
-    choose, collect, defaults = (
-        importlib.import_module(f"_csgmv_source.baking.{name}") for name in ("choose", "collect", "defaults")
+    choose, collect, left_out = (
+        importlib.import_module(f"_csgmv_source.baking.{name}") for name in ("choose", "collect", "left_out")
     )
 
 __all__ = [
@@ -34,11 +34,11 @@ __all__ = [
     "choose",
     "collect",
     "columns",
-    "defaults",
     "fallback",
     "figures",
     "files",
     "kernel_hash",
+    "left_out",
     "records",
     "rules",
 ]

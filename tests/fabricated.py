@@ -48,6 +48,7 @@ def record(
         "accuracy": {"cases": 3, "max_error": 0.0012, "tolerance": 0.01},
         "noise_us": 0.12,
         "tuned_on": 1,
+        "races": [],
         **more,
     }
     default, finalists = made["default"], made["finalists"]
@@ -61,7 +62,7 @@ def record(
 def document(*records: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A file of shrink results; without records, one of one record."""
     return {
-        "schema": 3,
+        "schema": 4,
         "gpu": "NVIDIA H200",
         "triton": "3.6.0",
         "op": "shrink",
@@ -150,8 +151,12 @@ def put(folder: Path, name: str, content: dict[str, Any]) -> Path:
 
 
 def older(content: dict[str, Any], schema: int = 1) -> dict[str, Any]:
-    """A file of shrink results as it was: without sliced_k; in schema 1 with a single batch a record."""
+    """A file of shrink results as it was: without races, then without sliced_k, in schema 1 with one batch a record."""
     content = json.loads(json.dumps({**content, "schema": schema}))
+    for one in content["records"]:
+        del one["races"]
+    if schema > 2:
+        return content
     content["fields"].remove("sliced_k")
     for one in content["records"]:
         timings = [*filter(None, [one["default"]]), *one["finalists"]]

@@ -9,9 +9,9 @@ import pytest
 
 from codegen import CONFIGS
 from codegen.__main__ import main
-from codegen.regret import HEADER, MARKER, WAYS, Regret, losses, markdown, regrets, report
-from codegen.source import ROOT, choose, collect, figures, records
-from fabricated import BETTER, document, finalist, put, record
+from codegen.regret import HEADER, MARKER, Regret, losses, markdown, regrets, report
+from codegen.source import ROOT, choose, collect, figures, left_out, records
+from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
     input_dim: [32, 32, 128, 2, 1, 4, stages, None, False]
@@ -106,19 +106,39 @@ def test_an_architecture_s_default_is_made_without_the_dimensions_left_out() -> 
 
 def test_a_version_is_left_out_only_where_another_remains() -> None:
     """Of the same architecture; a GPU likewise."""
-    assert {one.left_out for one in judged(*LAYERS)} == WAYS.keys() - {"Triton version", "GPU"}
+    assert {one.left_out for one in judged(*LAYERS)} == left_out.WAYS.keys() - {"Triton version", "GPU"}
     other = layer(1024, {}, triton="3.5.1", gpu="NVIDIA H100")
-    assert {one.left_out for one in judged(*LAYERS, other)} == WAYS.keys()
+    assert {one.left_out for one in judged(*LAYERS, other)} == left_out.WAYS.keys()
     other["runs"][0]["compute_capability"] = "8.0"
-    assert {one.left_out for one in judged(*LAYERS, other)} == WAYS.keys() - {"Triton version", "GPU"}
+    assert {one.left_out for one in judged(*LAYERS, other)} == left_out.WAYS.keys() - {"Triton version", "GPU"}
 
 
 def test_a_row_that_the_table_does_not_have_is_measured_against_the_default() -> None:
     """A key at which nothing beat the default loses what a borrowed row takes longer than the default."""
-    flat = document(
-        record(tuned_us=29.95, candidates=[[OWN[1024], 59.9, 12, False], [BETTER, 29.95, 12, False]]), input_dim=512
-    )
-    assert by_dimension(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(59.9 / 30.0 - 1, rel=0.01)
+    seen = [[OWN[1024], 59.9, 12, False], [BETTER, 29.95, 12, False], [DEFAULT, 33.0, 12, False]]
+    flat = document(record(tuned_us=29.95, candidates=seen), input_dim=512)
+    assert by_dimension(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(59.9 / 33.0 - 1)
+    raced = {"run": 0, "samples": 48, "times": [[BETTER, 14.0], [OWN[1024], 21.0]]}
+    flat["records"][0]["races"] = [raced]
+    assert by_dimension(judged(flat, layer(1024, {})), "key")[512] == pytest.approx(21.0 / 14.0 * 29.95 / 30.0 - 1)
+
+
+def test_races_count_before_first_impressions() -> None:
+    """And make keys known that no search has tried; the table tells how many were judged by which."""
+    layers = [LAYERS[0], layer(1024, {}, {512: 33.0}), layer(4096, {512: 60.0})]
+    before = judged(*layers)
+    assert [one.judged for one in before if one.left_out == "key"] == ["at length", "screened", None]
+    for content, lender, us in ((layers[1], 512, 12.0), (layers[2], 1024, 11.0)):
+        own = OWN[content["input_dim"]]
+        content["records"][0]["races"] = [{"run": 0, "samples": 48, "times": [[own, 10.0], [OWN[lender], us]]}]
+    after = judged(*layers)
+    assert by_dimension(after, "key") == {512: 0.25, 1024: pytest.approx(0.2), 4096: pytest.approx(0.1)}
+    assert [one.judged for one in after if one.left_out == "key"] == ["at length"] * 3
+    header = [cell.strip() for cell in markdown(before).splitlines()[0].split("|")[1:-1]]
+    assert header == list(HEADER)
+    (line,) = (line for line in markdown(before).splitlines() if line.startswith("| key | all |"))
+    told = dict(zip(header, (cell.strip() for cell in line.split("|")[1:-1])))
+    assert [told[name] for name in ("keys", "at length", "screened", "unmeasured")] == ["3", "1", "1", "1"]
 
 
 def test_the_report_sums_up_by_step_and_tells_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +150,7 @@ def test_the_report_sums_up_by_step_and_tells_the_worst(tmp_path: Path, capsys: 
     assert not out.exists()
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("key ") and "shrink" in line)
-    assert " ".join(line.split()) == "key shrink nearest dimensions 3 1 37.5 % 50.0 % 50.0 %"
+    assert " ".join(line.split()) == "key shrink nearest dimensions 3 1 1 1 37.5 % 50.0 % 50.0 %"
     at = lines.index("The 10 borrowed rows that lose most:")
     worst = lines[at + 1 :]
     assert worst[0] == "  50.0 %  shrink 1024 → 3·64, bfloat16, chunk size 16, 8 segments (left out: key)"

@@ -14,7 +14,7 @@ from csgmv import checks, cli, merge, records
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.tuning.record import text
-from fabricated import BETTER, document, finalist, put, record
+from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 Files = dict[str, str]  # a contribution: the text of each file by its name
 
@@ -31,12 +31,17 @@ def combined(*contributions: Files) -> Files:
 
 
 RUN = document()["runs"][0]
+OTHER = [*BETTER[:5], 8, *BETTER[6:]]
 # Few values for each, so that most keys are measured several times, and some measurements are equal in worth.
 RUNS = st.builds(
     lambda date, seed: {**RUN, "date": date, "seed": seed},
     st.sampled_from(["2026-11-22", "2026-11-23"]),
     st.integers(0, 1),
 )
+
+
+# Races of a record that may be the same one in several files, or of another day.
+RACES = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([10.0, 11.0])), max_size=2, unique=True)
 
 
 @st.composite
@@ -53,6 +58,10 @@ def contents(draw: st.DrawFn) -> str:
                 chunk_size=chunk_size,
                 candidates=[[BETTER, us + draw(st.integers(0, 1)), 12, False]],
                 finalists=[finalist(BETTER, us, samples)],
+                races=[
+                    {"run": run % len(runs), "samples": 96, "times": [[BETTER, 10.0], [OTHER, us]]}
+                    for run, us in draw(RACES)
+                ],
             )
         )
     gpu, input_dim = draw(st.sampled_from(["NVIDIA H200", "NVIDIA L4"])), draw(st.sampled_from([1024, 2048]))
@@ -87,7 +96,19 @@ def test_records_are_kept_as_they_were(a: Files, b: Files) -> None:
         runs = checks.parse(content)["runs"]
         assert {one.content for one in measured(name, content)} <= given
         assert sorted(run["date"] for run in runs) == [run["date"] for run in runs]
-        assert {one.run["seed"] for one in measured(name, content)} == {run["seed"] for run in runs}
+        timed = [each for one in measured(name, content) for each in (one, *one.races.values())]
+        assert {each.run["seed"] for each in timed} == {run["seed"] for run in runs}
+
+
+@settings(max_examples=40, deadline=None)
+@given(a=CONTRIBUTIONS, b=CONTRIBUTIONS)
+def test_a_record_keeps_the_races_of_all(a: Files, b: Files) -> None:
+    """Of those that differ in nothing else, each once; a record that lost takes its races along."""
+    given = [one for files in (a, b) for name, content in files.items() for one in measured(name, content)]
+    for name, content in combined(a, b).items():
+        for one in measured(name, content):
+            same = [other for other in given if other[1:4] == one[1:4] and other.content == one.content]
+            assert {*one.races} == {order for other in same for order in other.races}
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
@@ -214,7 +235,8 @@ def test_gpus_that_share_a_file_name_are_refused(tmp_path: Path, capsys: pytest.
 def test_the_tuners_files_come_out_byte_for_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Layout, numbers and order are the tuner's."""
     wide = {"tokens": 4096, "adapters": 1, "num_segments": 8, "noise_us": 1e-05}
-    content = text(document(record(**wide), record(chunk_size=64, tuned_us=20.1 + 0.2)))
+    race = {"run": 0, "samples": 96, "times": [[BETTER, 10.0], [DEFAULT, 11.5]]}
+    content = text(document(record(**wide), record(chunk_size=64, tuned_us=20.1 + 0.2, races=[race])))
     name = "nvidia-h200/triton-3.6.0/shrink-k1024-s3-r64-bfloat16.json"
     file = tmp_path / "a" / name
     file.parent.mkdir(parents=True)

@@ -77,7 +77,7 @@ def test_a_later_overlay_counts_over_an_earlier_one(tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> str:
-    return json.dumps(document()).replace('"schema": 3', '"schema": ' + "[" * depth + "]" * depth)
+    return json.dumps(document()).replace('"schema": 4', '"schema": ' + "[" * depth + "]" * depth)
 
 
 def twice(text: str) -> str:

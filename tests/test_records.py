@@ -61,7 +61,7 @@ def test_results_hold_the_key_of_each_record() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema", 4),
+        ("schema", 5),
         ("schema", 1.0),
         ("schema", True),
         ("gpu", "NVIDIA\nH200"),
@@ -320,10 +320,50 @@ def test_schema_2_is_read_as_having_shared_no_steps() -> None:
 def test_sliced_k_came_with_schema_3() -> None:
     """Since then it must be told; an older file that has it says something else than it means."""
     assert any("expected 9 values" in fault for fault in faults({**older(document(), 2), "schema": 3}))
-    found = faults(document(schema=2))
+    found = faults({**older(document(), 3), "schema": 2})
     assert found[0].startswith("$.fields: ")
     assert all("expected 8 values" in fault for fault in found[1:])
     assert len(found) == 1 + 4  # the default, two candidates and a finalist
+
+
+def test_races_came_with_schema_4() -> None:
+    """Since then they must be told; an older file is read as having had none, and all else stays."""
+    assert faults(bent("records[0].races", REMOVED)) == ["$.records[0].races: missing"]
+    assert faults(document(schema=3)) == ["$.records[0].races: unknown field"]
+    content = older(document(), 3)
+    assert faults(content) == []
+    assert list(records.results(content)) == list(records.results(document()))
+    assert records.upgraded(content) == document()
+
+
+RACE = {"run": 0, "samples": 96, "times": [[BETTER, 10.0], [DEFAULT, 15.0], [OTHER, 11.0]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"run": 1}, ".run: expected an integer from 0 to 0"),
+        ({"samples": 0}, ".samples: expected an integer from 1"),
+        ({"times": [[BETTER, 10.0]]}, ".times: expected an array of 2 or more"),
+        ({"times": [[BETTER, 10.0], [OTHER, 0]]}, ".times[1][1]: expected a number above 1e-06"),
+        ({"times": [[BETTER, 10.0], [OTHER[:-1], 9.0]]}, ".times[1][0]: expected 9 values"),
+        ({"times": [[DEFAULT, 10.0], [OTHER, 9.0]]}, f".times: expected the time of {BETTER} too"),
+        ({"times": [[BETTER, 10.0], [OTHER, 9.0], [OTHER, 9.1]]}, ".times[2]: the same row as that of times[1]"),
+        ({"date": "2026-11-23"}, ".date: unknown field"),
+    ],
+)
+def test_races_are_checked(change: dict[str, Any], fault: str) -> None:
+    """The winner takes part in each, or its times could be compared with nothing; a row does so once."""
+    assert faults(document(record(races=[RACE]))) == []
+    (found,) = faults(document(record(races=[RACE, {**RACE, **change}])))
+    assert found.startswith(f"$.records[0].races[1]{fault}")
+
+
+def test_where_only_the_default_ran_it_is_what_races_are_run_against() -> None:
+    """There is no winner then."""
+    race = {**RACE, "times": [[DEFAULT, 10.0], [OTHER, 11.0]]}
+    assert faults(document(record(finalists=[], races=[race]))) == []
+    assert records.at_length(the_result(finalists=[], races=[race])) == {tuple(DEFAULT): 1.0, tuple(OTHER): 1.1}
 
 
 def test_an_upgraded_file_is_valid_and_says_the_same() -> None:
@@ -394,6 +434,20 @@ def test_slowdowns_compare_like_with_like() -> None:
     assert records.slowdowns(the_result(finalists=[], candidates=[])) == {tuple(DEFAULT): 1.0}
     unscreened = the_result(default=None, finalists=[finalist(BETTER, 20.0)], candidates=[[screened, 33.0, 3, True]])
     assert records.slowdowns(unscreened) == {tuple(BETTER): 1.0}
+
+
+def test_a_race_is_compared_within_itself() -> None:
+    """By the winner's time in it. Of two races the last counts, and the record's own times before either."""
+    slow = [16, 16, 64, 1, 1, 4, 2, 96, True]
+    races = [
+        {"run": 0, "samples": 96, "times": [[BETTER, 10.0], [DEFAULT, 99.0], [OTHER, 11.0], [slow, 30.0]]},
+        {"run": 0, "samples": 96, "times": [[BETTER, 40.0], [OTHER, 50.0]]},
+    ]
+    result = the_result(races=races)
+    length = {tuple(BETTER): 1.0, tuple(DEFAULT): 1.5, tuple(OTHER): 1.25, tuple(slow): 3.0}
+    assert records.at_length(result) == length
+    assert records.in_screening(result) == {tuple(BETTER): 1.0, tuple(slow): 31.5 / 20.0}
+    assert records.slowdowns(result) == length
 
 
 def test_results_tell_what_gpu_they_are_of() -> None:

@@ -604,7 +604,7 @@ LOSSES: dict[str, dict[str, tuple[int, int, int]]] = {
         "architecture's default": (63, 48, 186),
         'default': (87, 431, 1449),
         'nearest chunk size': (74, 17, 121),
-        'nearest dimensions': (58, 18, 160),
+        'nearest dimensions': (58, 18, 176),
         'nearest dimensions and rank': (37, 49, 368),
         'nearest segment bucket': (7, 48, 190),
     },

@@ -137,8 +137,14 @@ def most_rows(key: Key) -> int:
 
 def batch_distance(key: Key, other: Key) -> float:
     """How far apart two keys' batches are."""
-    rows = refit.octaves(most_rows(key), most_rows(other))
-    return max(rows, -_FEWER_ROWS * rows) + abs(refit.octaves(key.segment_bucket, other.segment_bucket))
+    return _batches_apart(key[6:], other[6:])
+
+
+@functools.lru_cache(maxsize=16384)  # few batches are had by many keys: of `codegen --regret` it saves 0.3 s
+def _batches_apart(batch: Batch, another: Batch) -> float:
+    (chunk_size, bucket), (other_chunk_size, other_bucket) = batch, another
+    rows = refit.octaves(chunk_size * bucket, other_chunk_size * other_bucket)
+    return max(rows, -_FEWER_ROWS * rows) + abs(refit.octaves(bucket, other_bucket))
 
 
 def _sizes(key: Key) -> dict[str, int]:

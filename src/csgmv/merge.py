@@ -1,8 +1,9 @@
 """Merge raw results into one folder: every key has one record there, the better one, whoever measured it.
 
 Which is better `csgmv.baking.choose.worth` says, as for the table: the larger gain over the default of its own run,
-then more samples, then the later date; what is equal in all of them is decided by content. The outcome depends on the
-records alone: not on the order of the arguments, nor on how files are named or grouped, and merging it again changes
+then more samples, then the later date; what is equal in all of them is decided by content. Records that differ in
+their races alone are one, which keeps the races of all; a record that loses takes its own along. The outcome depends on
+the records alone: not on the order of the arguments, nor on how files are named or grouped; merging it again changes
 nothing. What --out holds already is merged with the rest, so that nothing is lost.
 """
 
@@ -21,8 +22,18 @@ from csgmv.baking.collect import Document, Faulty, documents, nothing
 from csgmv.tuning import record as layout
 
 
+class Race(NamedTuple):
+    """A race of a record, with its run."""
+
+    race: dict[str, Any]
+    run: dict[str, Any]
+
+
 class Measured(NamedTuple):
-    """One record with all that it means; `content` has it with its run, as text that equal ones share."""
+    """One record with all that it means; `content` has it with its run, as text that equal ones share.
+
+    Neither `content` nor `record` has the races; these are by what they are sorted by, which equal ones share.
+    """
 
     file: str
     gpu: str
@@ -32,6 +43,7 @@ class Measured(NamedTuple):
     content: str
     record: dict[str, Any]
     run: dict[str, Any]
+    races: Mapping[tuple[str, str], Race]
 
 
 class Decision(NamedTuple):
@@ -51,10 +63,14 @@ class Merged(NamedTuple):
 def measured(file: str, document: Mapping[str, Any]) -> Iterator[Measured]:
     """The records in a document that has no faults, by today's schema."""
     document = records.upgraded(document)
-    for record, result in zip(document["records"], records.results(document)):
-        run = document["runs"][record["run"]]
+    runs = document["runs"]
+    for whole, result in zip(document["records"], records.results(document)):
+        record = {name: value for name, value in whole.items() if name != "races"}
+        run = runs[record["run"]]
         content = json.dumps([{**record, "run": 0}, run], sort_keys=True)
-        yield Measured(file, result.gpu, result.triton, result.key, worth(result), content, record, run)
+        races = [Race(race, runs[race["run"]]) for race in whole["races"]]
+        by_order = {layout.race_order(*one): one for one in races}
+        yield Measured(file, result.gpu, result.triton, result.key, worth(result), content, record, run, by_order)
 
 
 def merged(found: Iterable[Measured]) -> Merged:
@@ -65,7 +81,9 @@ def merged(found: Iterable[Measured]) -> Merged:
     """
     rivals: dict[tuple[str, str, rules.Key], dict[str, Measured]] = defaultdict(dict)
     for one in sorted(found, key=lambda one: one.file):
-        rivals[one.gpu, one.triton, one.key].setdefault(one.content, one)
+        there = rivals[one.gpu, one.triton, one.key]
+        same = there.setdefault(one.content, one)
+        there[one.content] = same._replace(races={**same.races, **one.races})
     kept: dict[Path, list[Measured]] = defaultdict(list)
     decisions = []
     for (gpu, triton, key), by_content in sorted(rivals.items()):
@@ -82,12 +100,14 @@ def _document(name: Path, kept: Sequence[Measured]) -> dict[str, Any]:
     for one in kept:
         if one.gpu != first.gpu:
             raise ValueError(f"{name}: expected one GPU's results, got {first.gpu!r} and {one.gpu!r}")
-    order = {json.dumps(one.run, sort_keys=True): one.run for one in kept}
+    every = [run for one in kept for run in (one.run, *(race.run for race in one.races.values()))]
+    order = {json.dumps(run, sort_keys=True): run for run in every}
     runs = [order[text] for text in sorted(order, key=lambda text: (order[text]["date"], text))]
-    return layout.empty(first.gpu, first.triton, first.key) | {
-        "runs": runs,
-        "records": [{**one.record, "run": runs.index(one.run)} for one in kept],
-    }
+    made = []
+    for one in kept:
+        races = [{**race, "run": runs.index(run)} for _, (race, run) in sorted(one.races.items())]
+        made.append({**one.record, "run": runs.index(one.run), "races": races})
+    return layout.empty(first.gpu, first.triton, first.key) | {"runs": runs, "records": made}
 
 
 def _reason(kept: Worth, dropped: Worth) -> str:

@@ -8,6 +8,8 @@ Standard library only, like `rules`, and for the same reason. configs/README.md 
     baked_row   a Result → what the table says about its key
     slowdowns   a Result → how much slower each row is than the winner
     batches     a Result → the batches that were timed with that row, and how long they take
+
+Of the rows that were timed, `at_length` has those at full length alone, `in_screening` first impressions alone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Any, NamedTuple
 
 from . import checks, rules
 
-SCHEMA = 3
-SCHEMAS = (1, 2, 3)  # that can be read; `upgraded` says what the older ones leave out
+SCHEMA = 4
+SCHEMAS = (1, 2, 3, 4)  # that can be read; `upgraded` says what the older ones leave out
 # A tuned row must save this share of the default's time, however quiet the measurement was.
 LEAST_GAIN = 0.01
 # Rows within this share of the fastest are as good as it, if the noise is no smaller.
@@ -53,11 +55,22 @@ class Batch(NamedTuple):
     p50_us: float
 
 
+class Race(NamedTuple):
+    """Rows timed in turn at full length, the winner's among them. Units: microseconds (median), launches of each row.
+
+    Its times are to be compared with each other's only: it was not run when the rest of the record was made.
+    """
+
+    times: Mapping[rules.Row, float]
+    samples: int
+
+
 class Result(NamedTuple):
     """What was measured at one key: the default (None where the device cannot run it) and the rows against it.
 
     `batches` are those that look up this key; a row's time is the geometric mean of its times on the first `tuned_on`.
     `screened` has every candidate's first impression: microseconds (median), to be compared with each other's only.
+    `races` have rows of other keys.
     `architecture` (the compute capability) and `sm_count` are the GPU's, `kernel_hash` is that of the kernels' source.
     """
 
@@ -71,6 +84,7 @@ class Result(NamedTuple):
     batches: tuple[BatchTimes, ...] = ()
     tuned_on: int = 1
     screened: Mapping[rules.Row, float] = {}
+    races: tuple[Race, ...] = ()
     architecture: str = ""
     sm_count: int = 0
     kernel_hash: str = ""
@@ -110,17 +124,36 @@ def baked_row(result: Result) -> rules.Row | None:
 
 
 def slowdowns(result: Result) -> dict[rules.Row, float]:
-    """How many times the winner's time each measured row takes, the default's among them.
+    """How many times the winner's time each measured row takes, the default's among them: at full length if it can."""
+    return in_screening(result) | at_length(result)
 
-    Times at full length are compared with the winner's at full length, those of screening with its in screening.
+
+def at_length(result: Result) -> dict[rules.Row, float]:
+    """The slowdown of each row that was timed at full length: finalists, the default, and what took part in races.
+
+    A row that did several times has that of the last race, and a finalist its own record's.
     """
-    at_length = {timing.row: timing.p50_us for timing in (*result.finalists, *filter(None, [result.default]))}
-    reference = winner(result) or result.default
+    own = {timing.row: timing.p50_us for timing in (*result.finalists, *filter(None, [result.default]))}
     found: dict[rules.Row, float] = {}
-    for times in (result.screened, at_length):
-        if reference is not None and reference.row in times:
-            found |= {row: p50_us / times[reference.row] for row, p50_us in times.items()}
+    for times in (*(race.times for race in result.races), own):
+        found |= _relative(result, times)
     return found
+
+
+def in_screening(result: Result) -> dict[rules.Row, float]:
+    """The slowdown of each candidate by first impressions, the winner's too."""
+    return _relative(result, result.screened)
+
+
+def _relative(result: Result, times: Mapping[rules.Row, float]) -> dict[rules.Row, float]:
+    """Times as multiples of the winner's, or where there is none the default's; nothing where that is not among them.
+
+    Only times of one occasion may be compared, so each has the winner's.
+    """
+    reference = winner(result) or result.default
+    if reference is None or reference.row not in times:
+        return {}
+    return {row: p50_us / times[reference.row] for row, p50_us in times.items()}
 
 
 def batches(result: Result) -> Iterator[Batch]:
@@ -226,6 +259,18 @@ def _record_faults(value: Any, path: str) -> Iterator[str]:
             yield f"{path}.finalists[{index}].row: the same as that of finalists[{rows.index(row)}]"
 
 
+def _race_faults(value: Any, path: str) -> Iterator[str]:
+    own = fastest([_timing_of(finalist) for finalist in value["finalists"]], value["noise_us"])
+    reference = list(own.row) if own else value["default"] and value["default"]["row"]
+    for index, race in enumerate(value["races"]):
+        rows, place = [row for row, _ in race["times"]], f"{path}.races[{index}].times"
+        if reference not in rows:
+            yield f"{place}: expected the time of {reference} too, which the record's own times can be compared by"
+        for number, row in enumerate(rows):
+            if row in rows[:number]:
+                yield f"{place}[{number}]: the same row as that of times[{rows.index(row)}]"
+
+
 def _batch_faults(value: Any, path: str) -> Iterator[str]:
     if value["tuned_on"] > len(value["batches"]):
         yield checks.expected(f"at most the {len(value['batches'])} of batches", value["tuned_on"], f"{path}.tuned_on")
@@ -270,7 +315,11 @@ def _record(op: str, num_runs: int, schema: int) -> checks.Check:
     time = checks.or_null(_MICROSECONDS)
     members["batches"] = checks.array(checks.entries(_COUNT, _COUNT, _COUNT, time, time), least=1)
     members["tuned_on"] = _COUNT
-    return checks.then(checks.record(**members), _record_faults, _batch_faults)
+    if schema < 4:
+        return checks.then(checks.record(**members), _record_faults, _batch_faults)
+    times = checks.array(checks.entries(row, _MICROSECONDS), least=2)
+    members["races"] = checks.array(checks.record(run=members["run"], samples=_COUNT, times=times))
+    return checks.then(checks.record(**members), _record_faults, _batch_faults, _race_faults)
 
 
 def _repeated_keys(records: Any, path: str) -> Iterator[str]:
@@ -329,6 +378,7 @@ def _upgraded_record(op: str, schema: int, record: Mapping[str, Any], max_rank: 
         "default": default and {**default, "row": list(current(default["row"]))},
         "candidates": [[list(row), *times] for row, times in candidates.items()],
         "finalists": [{**finalist, "row": list(row)} for row, finalist in finalists.items()],
+        "races": [],
     }
     if schema > 1:
         return new
@@ -353,6 +403,7 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
             batches=tuple(BatchTimes(*times) for times in record["batches"]),
             tuned_on=record["tuned_on"],
             screened={tuple(row): p50_us for row, p50_us, *_ in record["candidates"]},
+            races=tuple(map(_race_of, record["races"])),
             architecture=run["compute_capability"],
             sm_count=run["sm_count"],
             kernel_hash=run["kernel_hash"],
@@ -361,3 +412,7 @@ def results(document: Mapping[str, Any]) -> Iterator[Result]:
 
 def _timing_of(value: Mapping[str, Any]) -> Timing:
     return Timing(tuple(value["row"]), value["p50_us"], value["samples"])
+
+
+def _race_of(value: Mapping[str, Any]) -> Race:
+    return Race({tuple(row): p50_us for row, p50_us in value["times"]}, value["samples"])

@@ -13,6 +13,7 @@ Standard library only: the codegen loads this file by its path, because importin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -354,6 +355,7 @@ def resource_fault(row: Sequence[ConfigValue], key: Key, limits: Limits) -> str 
     return next(filter(None, faults), None)
 
 
+@functools.lru_cache(maxsize=1024)
 def version_numbers(version: str) -> tuple[int, ...]:
     """'3.10.0+cu130' → (3, 10, 0): versions compare as numbers, local suffixes dropped."""
     numbers = []

@@ -98,7 +98,7 @@ def test_a_file_nested_too_deeply_is_a_fault(tmp_path: Path) -> None:
     for depth in (400, 100_000):
         (tmp_path / f"{depth}.json").write_text("[" * depth + "]" * depth)
     depth = sys.getrecursionlimit() - 60
-    text = json.dumps(document()).replace('"schema": 3', '"schema": ' + "[" * depth + "]" * depth)
+    text = json.dumps(document()).replace('"schema": 4', '"schema": ' + "[" * depth + "]" * depth)
     (tmp_path / "schema.json").write_text(text)
     assert len(refusal(tmp_path)) == 3
 

@@ -10,10 +10,11 @@ import pytest
 
 from csgmv import checks, files, records, rules
 from csgmv.tuning.plan import Batch, Task
-from csgmv.tuning.record import Accuracy, Archive, Finalist, Record, Run, Timing
+from csgmv.tuning.record import Accuracy, Archive, Finalist, Race, Record, Run, Timing
 
 KEY = rules.Key("expand", 0, (48, 16), 12, 2, "bfloat16", 16, 8)
 DEFAULT, BEST = (64, 64, 16, 1, 4, 3, None, False), (16, 32, 16, 2, 2, 2, 128, True)
+THIRD = (16, 64, 16, 2, 2, 2, None, True)
 RUN = Run(
     compute_capability="9.0",
     sm_count=132,
@@ -75,6 +76,49 @@ def test_files_are_compact_with_a_candidate_a_line(tmp_path: Path) -> None:
     assert text.endswith("}\n")
     one.add(KEY._replace(segment_bucket=64), measured(KEY._replace(segment_bucket=64)))
     assert len(one.path(KEY).read_text()) - len(text) < 1200
+
+
+def test_a_race_is_added_to_what_is_there(tmp_path: Path) -> None:
+    """The record, its neighbours and its earlier races stay as they were; each race has its own run."""
+    other = KEY._replace(segment_bucket=32)
+    first = archive(tmp_path)
+    for key in (KEY, other):
+        first.add(key, measured(key))
+    before = checks.parse(first.path(KEY).read_text())
+    first.add_race(KEY, Race(96, [(BEST, 7.123456), (DEFAULT, 10.0)]))
+    later = archive(tmp_path, date="2026-12-01")
+    later.add_race(KEY, Race(192, [(BEST, 7.0), (THIRD, 8.0)]))
+    document = checks.parse(first.path(KEY).read_text())
+    assert records.faults(document) == []
+    record, neighbour = document["records"]
+    assert record["races"] == [
+        {"run": 0, "samples": 96, "times": [[list(BEST), 7.12], [list(DEFAULT), 10.0]]},
+        {"run": 1, "samples": 192, "times": [[list(BEST), 7.0], [list(THIRD), 8.0]]},
+    ]
+    assert [{**record, "races": []}, neighbour] == before["records"]
+    assert [run["date"] for run in document["runs"]] == ["2026-11-23", "2026-12-01"]
+    assert f" [{json.dumps(list(THIRD), separators=(',', ':'))},8.0]\n" in first.path(KEY).read_text()
+    assert later.raced(KEY) == {BEST, DEFAULT, THIRD}
+    assert archive(tmp_path, driver="590.1").raced(KEY) == set()
+    assert later.raced(other) == set()
+
+
+def test_a_race_without_its_record_is_refused(tmp_path: Path) -> None:
+    """Nothing is written."""
+    with pytest.raises(ValueError, match="expected a record of Key"):
+        archive(tmp_path).add_race(KEY, Race(96, [(BEST, 7.0), (DEFAULT, 10.0)]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_tuned_again_is_raced_again(tmp_path: Path) -> None:
+    """Its races were run against another winner's time; those of other keys stay."""
+    other = KEY._replace(segment_bucket=32)
+    one = archive(tmp_path)
+    for key in (KEY, other):
+        one.add(key, measured(key))
+        one.add_race(key, Race(96, [(BEST, 7.0), (THIRD, 8.0)]))
+    one.add(KEY, measured())
+    assert (one.raced(KEY), one.raced(other)) == (set(), {BEST, THIRD})
 
 
 def test_records_of_one_shape_share_a_file_in_order(tmp_path: Path) -> None:
@@ -192,7 +236,7 @@ def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None
     document["schema"] = 1
     document["fields"].remove("prefetch")
     for record in document["records"]:
-        del record["batches"], record["tuned_on"]
+        del record["batches"], record["tuned_on"], record["races"]
         timings = [record["default"], *record["finalists"]]
         for row in (*(timing["row"] for timing in timings), *(row for row, *_ in record["candidates"])):
             del row[-1]

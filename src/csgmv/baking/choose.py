@@ -52,6 +52,11 @@ def worth(result: records.Result) -> Worth:
     return Worth(records.gain(result), best.samples if best else 0, result.date)
 
 
+def _raced(result: records.Result) -> int:
+    """Rows timed at full length beside the record's own."""
+    return sum(len(race.times) for race in result.races)
+
+
 def _order(target: Target) -> tuple[str, tuple[int, ...], str]:
     gpu, triton = target
     return gpu, rules.version_numbers(triton), triton
@@ -60,7 +65,8 @@ def _order(target: Target) -> tuple[str, tuple[int, ...], str]:
 def choose(found: Iterable[Found]) -> Choice:
     """Picks one row for each key, and one chunk size for each cell of batches.
 
-    Measurements that are equal in worth fall to the first file in the order of names.
+    Of measurements that are equal in worth the one with more rows in its races counts, then that of the first file in
+    the order of names.
     """
     measured: dict[Target, dict[rules.Key, list[Found]]] = defaultdict(lambda: defaultdict(list))
     for one in sorted(found, key=lambda one: one.file):
@@ -74,7 +80,7 @@ def choose(found: Iterable[Found]) -> Choice:
         rows = table[target] = {}
         counted = []
         for key, rivals in sorted(measured[target].items()):
-            kept = max(rivals, key=lambda rival: worth(rival.result))
+            kept = max(rivals, key=lambda rival: (worth(rival.result), _raced(rival.result)))
             rows[key] = records.baked_row(kept.result)
             counted.append(kept.result)
             if dropped := tuple(rival.file for rival in rivals if rival is not kept):

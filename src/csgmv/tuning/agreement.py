@@ -20,11 +20,9 @@ from csgmv import columns, records, rules
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.tuning.lab import Lab
-from csgmv.tuning.plan import Batch
-from csgmv.tuning.race import Bench
+from csgmv.tuning.side_by_side import Track, deciding, side_by_side
 
 NO_GPU = 2
-ROUNDS = 15
 _SHOWN = 10
 
 
@@ -48,29 +46,25 @@ def winners(results: Mapping[rules.Key, records.Result]) -> dict[rules.Key, rule
 
 
 def compare(
-    first: Mapping[rules.Key, records.Result], second: Mapping[rules.Key, records.Result], bench: Bench
+    first: Mapping[rules.Key, records.Result], second: Mapping[rules.Key, records.Result], track: Track
 ) -> Iterator[Agreement]:
     """Every key that both have, in the first one's order; keys whose rows are the same are not timed.
 
     Args:
         first, second: results of one GPU.
-        bench: times rows side by side, see `lab.Lab.race`.
+        track: launches rows in turn, see `lab.Lab.race`.
     """
     ours, theirs = winners(first), winners(second)
     for key, row in ours.items():
         if key in theirs:
-            yield Agreement(key, row, theirs[key], _ratio(first[key], (row, theirs[key]), bench))
+            yield Agreement(key, row, theirs[key], _ratio(first[key], (row, theirs[key]), track))
 
 
-def _ratio(result: records.Result, rows: tuple[rules.Row, rules.Row], bench: Bench) -> float:
+def _ratio(result: records.Result, rows: tuple[rules.Row, rules.Row], track: Track) -> float:
     if rows[0] == rows[1]:
         return 1.0
-    ratios = []
-    for tokens, adapters, num_segments, *_ in result.batches[: result.tuned_on]:
-        samples, _ = bench.race(result.key, Batch(tokens, adapters, num_segments), rows, ROUNDS)
-        before, after = map(statistics.median, samples)
-        ratios.append(after / before)
-    return statistics.geometric_mean(ratios)
+    before, after = side_by_side(result.key, deciding(result), rows, track).medians()
+    return after / before
 
 
 def results_of(path: Path, gpu: str, version: str) -> dict[rules.Key, records.Result]:

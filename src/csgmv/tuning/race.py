@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
 from csgmv import records, rules
 from csgmv.tuning.lab import Screening, tolerance
-from csgmv.tuning.plan import Batch, Task
+from csgmv.tuning.plan import Task
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Accuracy, Finalist, Record, Timing, rounded
+from csgmv.tuning.side_by_side import SideBySide, Track, quantile, side_by_side
 from csgmv.tuning.worker import Failure
 
 FINALISTS = 4
-BLOCKS, BLOCK_ROUNDS = 4, 3  # the noise is the spread of the default's median over the blocks
 SHOW_ROUNDS = 5  # on batches that do not decide
-Samples = list[list[float]]  # of each config
 
 
-class Bench(Protocol):
+class Bench(Track, Protocol):
     """What a search asks of the GPU; each may raise Failure. See lab.Lab."""
 
     def check(self, key: rules.Key, row: rules.Row) -> float:
@@ -27,9 +25,6 @@ class Bench(Protocol):
 
     def screen(self, task: Task, row: rules.Row, stop_above: float) -> Screening:
         """A first impression of a config."""
-
-    def race(self, key: rules.Key, batch: Batch, rows: Sequence[rules.Row], rounds: int) -> tuple[Samples, int]:
-        """Interleaved samples of each config, and launches in each sample."""
 
 
 def race(task: Task, bench: Bench, ranking: Ranking) -> Record | None:
@@ -41,21 +36,18 @@ def race(task: Task, bench: Bench, ranking: Ranking) -> Record | None:
         if not rows:
             return None
         try:
-            timed = [bench.race(task.key, batch, rows, BLOCKS * BLOCK_ROUNDS) for batch in task.deciding]
+            timed = side_by_side(task.key, task.deciding, rows, bench)
         except Failure as failure:  # which of them it was is not known; the last is the least loss
             ranking.refuse(rows[-1], failure)
             continue
         break
-    every = [samples for samples, _ in timed]
-    launches = sum(launches for _, launches in timed)
-    mixed = [[statistics.geometric_mean(times) for times in zip(*of_row)] for of_row in zip(*every)]
-    times = {row: _timing(row, taken, launches) for row, taken in zip(rows, mixed)}
-    noise_us = rounded(_spread(mixed[0]))
+    times = {row: _timing(row, index, timed) for index, row in enumerate(rows)}
+    noise_us = rounded(timed.noise_us())
     timings = [records.Timing(row, times[row].p50_us, times[row].samples) for row in finalists]
     winner = records.fastest(timings, noise_us)
     assert winner is not None
     pair = [rows.index(row) for row in ([] if default is None else [default]) + [winner.row]]
-    shown = [[samples[index] for index in pair] for samples in every]
+    shown = [[samples[index] for index in pair] for samples in timed.by_batch]
     try:
         others = task.batches[task.tuned_on :]
         shown.extend(bench.race(task.key, batch, [rows[index] for index in pair], SHOW_ROUNDS)[0] for batch in others)
@@ -84,20 +76,9 @@ def race(task: Task, bench: Bench, ranking: Ranking) -> Record | None:
 
 
 def _median(samples: Sequence[float]) -> float:
-    return _quantile(samples, 0.5)
+    return rounded(quantile(samples, 0.5))
 
 
-def _quantile(samples: Sequence[float], share: float) -> float:
-    return rounded(sorted(samples)[int(share * (len(samples) - 1) + 0.5)])
-
-
-def _timing(row: rules.Row, samples: Sequence[float], launches: int) -> Timing:
-    p20, p50, p80 = (_quantile(samples, share) for share in (0.2, 0.5, 0.8))
-    return Timing(row, p20, p50, p80, len(samples) * launches)
-
-
-def _spread(samples: Sequence[float]) -> float:
-    """How far apart the medians of successive blocks of samples lie."""
-    blocks = [sorted(samples[i : i + BLOCK_ROUNDS]) for i in range(0, len(samples), BLOCK_ROUNDS)]
-    medians = [block[len(block) // 2] for block in blocks]
-    return max(medians) - min(medians)
+def _timing(row: rules.Row, index: int, timed: SideBySide) -> Timing:
+    p20, p50, p80 = (rounded(quantile(timed.mixed[index], share)) for share in (0.2, 0.5, 0.8))
+    return Timing(row, p20, p50, p80, timed.samples)

@@ -73,6 +73,17 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Race:
+    """Rows timed in turn at full length after the record was made, each with its median microseconds.
+
+    The record's winner is one of them; `samples` are the launches timed of each.
+    """
+
+    samples: int
+    times: Sequence[tuple[rules.Row, float]]
+
+
+@dataclass(frozen=True)
 class Run:
     """Where and with what a record was measured."""
 
@@ -139,14 +150,13 @@ class Archive:
 
     def fresh(self, task: Task) -> dict[str, Any] | None:
         """The key's record as it is in the file, if it was measured on these batches in this environment; else None."""
-        document, key = self._document(task.key), task.key
-        for record in document["records"]:
-            if (record["chunk_size"], record["segment_bucket"]) == (key.chunk_size, key.segment_bucket):
-                measured = {(tokens, adapters) for tokens, adapters, *_ in record["batches"]}
-                wanted = {(batch.tokens, batch.adapters) for batch in task.batches}
-                same = wanted <= measured and self._is_current(document["runs"][record["run"]])
-                return record if same else None
-        return None
+        record = self._record(task.key)
+        if record is None:
+            return None
+        measured = {(tokens, adapters) for tokens, adapters, *_ in record["batches"]}
+        wanted = {(batch.tokens, batch.adapters) for batch in task.batches}
+        same = wanted <= measured and self._is_current(self._document(task.key)["runs"][record["run"]])
+        return record if same else None
 
     def add(self, key: rules.Key, record: Record, run: Run | None = None) -> None:
         """Put a record in its file, in place of an older one of the same key; `run` None is the archive's own."""
@@ -157,8 +167,42 @@ class Archive:
             runs.append(ours)
         bucket = (record.chunk_size, record.segment_bucket)
         kept = [old for old in document["records"] if (old["chunk_size"], old["segment_bucket"]) != bucket]
-        new = {"run": runs.index(ours), **_plain(dataclasses.asdict(record))}
+        new = {"run": runs.index(ours), **_plain(dataclasses.asdict(record)), "races": []}
         document["records"] = sorted([*kept, new], key=lambda old: (old["chunk_size"], old["segment_bucket"]))
+        self._write(key, document)
+
+    def add_race(self, key: rules.Key, race: Race) -> None:
+        """Give a key's record one race more; all else of it stays as it is, and so do the races that it has.
+
+        Raises:
+            ValueError: the key's file has no record of it.
+        """
+        document, record = self._document(key), self._record(key)
+        if record is None:
+            raise ValueError(f"{self.path(key)}: expected a record of {key}, got none")
+        runs: list[dict[str, Any]] = document["runs"]
+        ours = dataclasses.asdict(self._run)
+        if ours not in runs:
+            runs.append(ours)
+        record["races"].append({"run": runs.index(ours), **_plain(dataclasses.asdict(race))})
+        record["races"].sort(key=lambda one: race_order(one, runs[one["run"]]))
+        self._write(key, document)
+
+    def raced(self, key: rules.Key) -> set[rules.Row]:
+        """The rows that took part in races of the key's record in this environment."""
+        runs = self._document(key)["runs"]
+        current = [
+            race for race in (self._record(key) or {"races": ()})["races"] if self._is_current(runs[race["run"]])
+        ]
+        return {tuple(row) for race in current for row, _ in race["times"]}
+
+    def _record(self, key: rules.Key) -> dict[str, Any] | None:
+        """The key's record as it is in the file."""
+        bucket = (key.chunk_size, key.segment_bucket)
+        there: list[dict[str, Any]] = self._document(key)["records"]
+        return next((one for one in there if (one["chunk_size"], one["segment_bucket"]) == bucket), None)
+
+    def _write(self, key: rules.Key, document: dict[str, Any]) -> None:
         _drop_unused_runs(document)
         path, content = self.path(key), text(document)
         faults = records.faults(checks.parse(content))
@@ -194,11 +238,17 @@ def _read(path: Path) -> dict[str, Any]:
     return records.upgraded(document)
 
 
+def race_order(race: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
+    """What a record's races are sorted by: their day, then their content, so that every way to a file is the same."""
+    return run["date"], json.dumps([{**race, "run": 0}, run], sort_keys=True)
+
+
 def _drop_unused_runs(document: dict[str, Any]) -> None:
-    used = sorted({record["run"] for record in document["records"]})
+    timed = [one for record in document["records"] for one in (record, *record["races"])]
+    used = sorted({one["run"] for one in timed})
     document["runs"] = [document["runs"][index] for index in used]
-    for record in document["records"]:
-        record["run"] = used.index(record["run"])
+    for one in timed:
+        one["run"] = used.index(one["run"])
 
 
 def rounded(value: float) -> float:
@@ -218,7 +268,7 @@ def _plain(value: Any) -> Any:
 
 
 # How many levels of a field are broken into lines.
-_DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1}  # batches are short
+_DEPTH = {"records": 2, "runs": 1, "candidates": 1, "finalists": 1, "races": 2, "times": 1}  # batches are short
 
 
 def text(document: Mapping[str, Any]) -> str:

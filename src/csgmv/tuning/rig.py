@@ -18,8 +18,9 @@ from csgmv.tuning.environment import current_run
 from csgmv.tuning.lab import Screening, open_lab
 from csgmv.tuning.model import Device
 from csgmv.tuning.plan import Batch, Task
-from csgmv.tuning.race import Bench, Samples
+from csgmv.tuning.race import Bench
 from csgmv.tuning.record import Run
+from csgmv.tuning.side_by_side import Samples
 from csgmv.tuning.worker import Failure, Worker, prepare
 
 MEASURE_SECONDS = 60.0
