@@ -163,6 +163,46 @@ def test_batch_invariant_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch) ->
     assert [how["batch_invariant"] for how in seen] == [True] * 4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 33, 700])
+def test_graphs_replay_other_batches(tokens: int, dtype: torch.dtype) -> None:
+    """Captured with one batch, with others in the same tensors a replay has the bits of eager calls; none waits."""
+    a, b = weights((512, 128, 128), 1024, dtype)
+    x, meta = some_x(tokens, 1024, dtype), Meta(max_tokens=1024)
+    h, output = poisoned(3, tokens, 16, dtype=torch.float32), torch.zeros(tokens, 768, dtype=dtype, device=DEVICE)
+
+    def layer() -> torch.Tensor:
+        arguments = meta.arguments(tokens, specialised=False)
+        vllm.lora_shrink(x, a, h, *arguments, 1.0)
+        vllm.lora_expand(h, b, output, *arguments, add_inputs=False)
+        return output.clone()
+
+    meta.refill([0] * tokens)
+    layer()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        layer()
+    draw = torch.Generator().manual_seed(5)
+    for ids in (
+        *([*torch.randint(-1, 4, (tokens,), generator=draw).tolist()[:-1], 1] for _ in range(3)),
+        [3] * tokens,
+        [-1] * (tokens - 1) + [0],
+    ):
+        meta.refill(ids)
+        output.zero_()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            eager = layer()
+            h.fill_(float("nan"))
+            output.zero_()
+            graph.replay()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(output, eager)
+        assert_close(output, expanded(shrunk(x, a, ids), b, ids, output * 0, 0, True), dtype)
+
+
 def test_signatures_are_those_of_vllm() -> None:
     """Positional calls written for vLLM 0.33 bind; csgmv's own option is for keywords alone."""
     meta = [
