@@ -52,7 +52,7 @@ class Meta:
 
     def metadata(self, tokens: int) -> Metadata:
         """The tensors that are on the device."""
-        return Metadata(self.indices[:tokens], self.counts, self.starts, self.ids)
+        return Metadata(self.mapping[:tokens], self.indices[:tokens], self.counts, self.starts, self.ids)
 
 
 def weights(

@@ -8,6 +8,7 @@ lays the slices of sglang 0.5.11 and 0.5.23 and of vLLM 0.33 out. Without a GPU 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,32 @@ def test_sglangs_split_k(split_k: int, published: SimpleNamespace) -> None:  # n
     theirs = published.new_shrink.chunked_sgmv_lora_shrink_forward(x, lora_a, info, 3, split_k)
     h = sglang.chunked_sgmv_lora_shrink_forward(x, lora_a, info, 3, split_k)
     assert_like(defined(h, 3, info), defined(theirs, 3, info), x.dtype)
+
+
+def test_signatures(published: SimpleNamespace) -> None:  # noqa: F811
+    """A call that binds to a published function binds to csgmv's, with the same meanings of its positions."""
+
+    def names(function: Callable[..., object]) -> list[str]:
+        parameters = inspect.signature(function).parameters.values()
+        return [each.name for each in parameters if each.kind != each.KEYWORD_ONLY]
+
+    for name in ("chunked_sgmv_lora_shrink_forward", "chunked_sgmv_lora_expand_forward"):
+        part = name.split("_")[3]
+        ours = names(getattr(sglang, name))
+        assert names(getattr(getattr(published, f"new_{part}"), name)) == ours
+        older = names(getattr(getattr(published, f"old_{part}"), name))
+        assert older == ours[: len(older)]
+    assert names(published.vllm_shrink._lora_shrink) == names(vllm.lora_shrink)
+    assert names(published.vllm_expand._lora_expand) == names(vllm.lora_expand)
+
+
+def test_install_finds_sglangs_functions(published: SimpleNamespace) -> None:  # noqa: F811
+    """In the modules of 0.5.23 as they are published."""
+    theirs = published.new_shrink.chunked_sgmv_lora_shrink_forward
+    with sglang.install():
+        assert published.new_shrink.chunked_sgmv_lora_shrink_forward is sglang.chunked_sgmv_lora_shrink_forward
+        assert published.new_expand.chunked_sgmv_lora_expand_forward is sglang.chunked_sgmv_lora_expand_forward
+    assert published.new_shrink.chunked_sgmv_lora_shrink_forward is theirs
 
 
 class Both:

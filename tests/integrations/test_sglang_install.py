@@ -145,6 +145,7 @@ def test_versions_that_were_not_tested_are_warned_of_once(version: str | None, w
             sglang.install().restore()
     assert len(caught) == warns
     for warning in caught:
+        assert warning.filename == __file__
         assert f"tested with sglang 0.5.11 and 0.5.23; sglang {version or 'of unknown version'}" in str(warning.message)
 
 

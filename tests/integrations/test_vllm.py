@@ -52,9 +52,13 @@ def test_the_scaling_is_applied() -> None:
     torch.testing.assert_close(shrink(IDS, (8, 8), -2.5), -2.5 * shrink(IDS, (8, 8)))
 
 
-@pytest.mark.parametrize("add_inputs", [True, False])
-@pytest.mark.parametrize("h_dtype", [torch.float32, None], ids=["float32", "the weights'"])
-@pytest.mark.parametrize("ids", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(
+    ("ids", "h_dtype", "add_inputs"),
+    [
+        *((IDS, h_dtype, add_inputs) for h_dtype in (torch.float32, None) for add_inputs in (True, False)),
+        *((ids, torch.float32, False) for ids in BATCHES.values() if ids is not IDS),
+    ],
+)
 def test_expand_is_that_of_each_rows_adapter(
     ids: Sequence[int], h_dtype: torch.dtype | None, add_inputs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +118,7 @@ def test_metadata_becomes_segments(ids: Sequence[int], specialised: bool, monkey
     meta = Meta(slots, 256).refill(ids)
     poison_fresh_memory(monkeypatch)
     groups = int(meta.active) if specialised else slots + 1
-    segments = meta.metadata(len(ids)).segments(groups, slots, 13)
+    segments = meta.metadata(len(ids)).segments(len(ids), groups, slots, 13)
     indptr, indices = segments.seg_indptr.tolist(), segments.weight_indices.tolist()
     assert (len(indptr), len(indices)) == (segments.num_segments + 1, segments.num_segments)
     of_row = [-1] * len(ids)
@@ -230,7 +234,9 @@ def test_errors_name_the_argument() -> None:
 
     shrinks = [
         (ValueError, r"output_tensor: expected \[2, num_tokens, rank\]", (x, a, h[:1], *meta)),
-        (ValueError, "expected 9 rows as inputs has, got 9 and 8", (x, a, h, *changed(1, meta[1][:8]))),
+        (ValueError, "lora_mapping: expected 9 rows as inputs has, got 8", (x, a, h, *changed(0, meta[0][:8]))),
+        (ValueError, "sorted_by_lora_ids: expected 9 rows as inputs has, got 8", (x, a, h, *changed(1, meta[1][:8]))),
+        (TypeError, "num_tokens_per_lora: expected a torch.Tensor, got list", (x, a, h, *changed(2, [1]))),
         (TypeError, "lora_ids: expected torch.int32, got torch.int64", (x, a, h, *changed(4, meta[4].long()))),
         (ValueError, "start_loc: expected 6 numbers where lora_ids has 5, got 5", (x, a, h, *changed(3, meta[3][:5]))),
         (ValueError, r"num_tokens_per_lora: expected one contiguous", (x, a, h, *changed(2, meta[2].repeat(2)[::2]))),

@@ -95,7 +95,7 @@ def _warn_untested(name: str, found: str, tested: tuple[str, ...]) -> None:
         warnings.warn(
             f"csgmv.integrations.{name} was tested with {name} {' and '.join(tested)}; {name} {found} is installed, "
             "whose functions may mean something else: compare its outputs with and without",
-            stacklevel=2,
+            stacklevel=6,  # the line that calls install
         )
 
 

@@ -51,8 +51,8 @@ def lora_shrink(
             contiguous; adapters of lower rank are filled up with zeros.
         output_tensor: [num_slices, num_tokens, rank], float32 or inputs' dtype, contiguous. Not touched in a batch
             without adapters.
-        token_lora_mapping: int32 [num_tokens], adapter slot of each row, -1 for none.
-        token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids: as `Metadata` has them.
+        token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids: the
+            batch, int32, as `Metadata` has it.
         no_lora_flag_cpu: bool [1] on the host, that no row has an adapter.
         num_active_loras: int32 [1] on the host, how many of lora_ids to look at, from the first.
         scaling: factor of the result; vLLM gives 1.0.
@@ -65,10 +65,10 @@ def lora_shrink(
     if not inputs.shape[0] or bool(no_lora_flag_cpu):
         return
     _check_slices("output_tensor", output_tensor, "lora_a_weights", lora_a_weights)
-    metadata = Metadata(token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids)
-    _check_tokens(inputs.shape[0], token_lora_mapping, metadata)
     slices = [_matrices(weights) for weights in lora_a_weights]
-    segments = metadata.segments(int(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
+    segments = Metadata(
+        token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
+    ).segments(inputs.shape[0], int(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
     output_tensor.zero_()
     x = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
     for lora_a, h in zip(slices, output_tensor.unbind(0)):
@@ -111,8 +111,6 @@ def lora_expand(
     if bool(no_lora_flag_cpu):
         return
     _check_slices("inputs", inputs, "lora_b_weights", lora_b_weights)
-    metadata = Metadata(token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids)
-    _check_tokens(inputs.shape[1], token_lora_mapping, metadata)
     slices = [_matrices(weights) for weights in lora_b_weights]
     end = offset_start + sum(lora_b.shape[-2] for lora_b in slices)
     if not 0 <= offset_start <= end <= output_tensor.shape[-1]:
@@ -120,7 +118,9 @@ def lora_expand(
             f"output_tensor: expected at least {end} columns for slices of {[each.shape[-2] for each in slices]} from "
             f"offset_start {offset_start}, got shape {list(output_tensor.shape)}"
         )
-    segments = metadata.segments(int(num_active_loras), slices[0].shape[0], slices[0].shape[-1])
+    segments = Metadata(
+        token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
+    ).segments(inputs.shape[1], int(num_active_loras), slices[0].shape[0], slices[0].shape[-1])
     if not add_inputs:
         output_tensor[:, offset_start:end].masked_fill_((token_lora_mapping >= 0)[:, None], 0)
     start = offset_start
@@ -139,15 +139,6 @@ def _matrices(weights: torch.Tensor) -> torch.Tensor:
 def _check_slices(name: str, h: torch.Tensor, of: str, weights: Sequence[torch.Tensor]) -> None:
     if h.dim() != 3 or h.shape[0] != len(weights) or not weights:
         raise ValueError(f"{name}: expected [{len(weights)}, num_tokens, rank] for {of}, got shape {list(h.shape)}")
-
-
-def _check_tokens(rows: int, mapping: torch.Tensor, metadata: Metadata) -> None:
-    indices = metadata.token_indices_sorted_by_lora_ids
-    if mapping.shape[0] != rows or indices.shape[0] != rows:
-        raise ValueError(
-            f"token_lora_mapping and token_indices_sorted_by_lora_ids: expected {rows} rows as inputs has, "
-            f"got {mapping.shape[0]} and {indices.shape[0]}"
-        )
 
 
 def install() -> Installation:

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import chunk_sizes, launch, rules
+from csgmv import arguments, chunk_sizes, launch, rules
 from csgmv.grouping import segment_capacity
 from csgmv.segments import Segments
 
@@ -66,21 +66,24 @@ class Metadata(NamedTuple):
     lora_ids[i], beginning at position lora_token_start_loc[i]; groups past the last one have slot -1.
 
     Attributes:
+        token_lora_mapping: [num_tokens], slot of each row.
         token_indices_sorted_by_lora_ids: [num_tokens], position → row.
         num_tokens_per_lora: [max_loras + 1].
         lora_token_start_loc: [max_loras + 2].
         lora_ids: [max_loras + 1].
     """
 
+    token_lora_mapping: torch.Tensor
     token_indices_sorted_by_lora_ids: torch.Tensor
     num_tokens_per_lora: torch.Tensor
     lora_token_start_loc: torch.Tensor
     lora_ids: torch.Tensor
 
-    def segments(self, groups: int, num_loras: int, rank: int) -> Segments:
+    def segments(self, tokens: int, groups: int, num_loras: int, rank: int) -> Segments:
         """The batch as Segments, whose contents will be there when the stream comes to what is launched next.
 
         Args:
+            tokens: rows of the batch.
             groups: how many groups to look at, from the first: no later one has rows, in any replay of a graph.
             num_loras: adapter slots that the weights have.
             rank: of every slot; all scalings are 1.0, since vLLM has them in B.
@@ -88,25 +91,29 @@ class Metadata(NamedTuple):
         Raises:
             TypeError, ValueError: a tensor has another dtype, shape or device.
         """
-        indices, counts, starts, ids = self
-        key = (
-            "vllm",
-            launch.device_of(ids),
-            *((each.dtype, each.stride(), launch.device_of(each) == launch.device_of(ids)) for each in self),
-            (counts.shape, starts.shape, ids.shape),
-            (counts.data_ptr() | starts.data_ptr() | ids.data_ptr()) & 15,
-        )
-        plan: _Plan | None = launch.plans.get(key)
+        mapping, indices, *groups_of_rows = self
+        plan = misfit = None
+        try:
+            kind = [(each.dtype, each.stride(), launch.device_of(each)) for each in self]
+            key = "vllm", *kind, *((each.shape, each.data_ptr() & 15) for each in groups_of_rows)
+            plan = launch.plans.get(key)
+        except arguments.MISFITS as error:
+            misfit = error
         if plan is None:
             plan = self._plan()
+            if misfit is not None:
+                raise misfit
             launch.remember(key, plan)
-        tokens, active = indices.shape[0], min(groups, num_loras)
+        for name, tensor in (("token_lora_mapping", mapping), ("token_indices_sorted_by_lora_ids", indices)):
+            if tensor.shape[0] != tokens:
+                raise ValueError(f"{name}: expected {tokens} rows as inputs has, got {tensor.shape[0]}")
+        active = min(groups, num_loras)
         chunk_size = chunk_sizes.choose(tokens, active, plan.device)
         num_segments = segment_capacity(tokens, active, chunk_size)
         made, buffer = Segments._uninitialised(0, num_segments, num_loras, chunk_size, tokens, plan.device)
         made = Segments(indices, *made.tensors[1:], chunk_size, num_segments, tokens, active_adapters=active)
         if num_segments:
-            operands = counts, starts, ids, *made.tensors[1:]
+            operands = *groups_of_rows, *made.tensors[1:]
             on = None if buffer.data_ptr() & 15 else launch.stream(plan.ordinal)
             plan.cut.begin(
                 on,
@@ -114,7 +121,7 @@ class Metadata(NamedTuple):
                 operands,
                 made,
                 tuple(tensor.data_ptr() for tensor in operands),
-                (min(groups, ids.shape[0]), num_segments, num_loras, rank, chunk_size),
+                (min(groups, self.lora_ids.shape[0]), num_segments, num_loras, rank, chunk_size),
             )
         return made
 
@@ -125,9 +132,9 @@ class Metadata(NamedTuple):
                 raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
             if tensor.dtype != torch.int32:
                 raise TypeError(f"{name}: expected torch.int32, got {tensor.dtype}")
-            if tensor.dim() != 1 or not tensor.is_contiguous() or tensor.device != self.lora_ids.device:
+            if tensor.dim() != 1 or not tensor.is_contiguous() or tensor.device != self[0].device:
                 raise ValueError(
-                    f"{name}: expected one contiguous dimension on {self.lora_ids.device}, "
+                    f"{name}: expected one contiguous dimension on {self[0].device}, "
                     f"got shape {list(tensor.shape)}, strides {list(tensor.stride())}, on {tensor.device}"
                 )
         groups = self.lora_ids.shape[0]
