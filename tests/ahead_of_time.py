@@ -23,12 +23,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from csgmv import expand, shrink
+from csgmv.integrations import vllm_metadata
 
 ACCESS = re.compile(r"\b(cp\.async\.c[ag]\.shared\.global|(?:ld|st)\.global[\w.:]*)([^;\n]*)")
-INDICES = ("permutation", "seg_indptr", "weight_indices", "lora_ranks")
+INDICES = ["permutation", "seg_indptr", "weight_indices", "lora_ranks"]
+INDICES += ["num_tokens_per_lora", "lora_token_start_loc", "lora_ids"]
 COUNTS = ["num_slices", "positions", "num_segments", "group", "row_tiles", "column_programs"]
-COUNTS += ["split_k", "splits", "column_tiles"]
-KERNELS = {"shrink": shrink._shrink_kernel, "expand": expand._expand_kernel}
+COUNTS += ["split_k", "splits", "column_tiles", "groups", "num_loras", "rank", "chunk_size"]
+KERNELS = {"shrink": shrink._shrink_kernel, "expand": expand._expand_kernel, "cut": vllm_metadata._cut_kernel}
 
 
 def _bytes(instruction: str, operands: str) -> int:
@@ -53,7 +55,7 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
         pointers = {"x": "*bf16", "lora_a": "*bf16", "lora_b": "*bf16", "base_output": "*bf16", "h": h_type}
         pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
         signature[argument] = pointers.get(argument, "i32")
-        by_16 = signature[argument] != "i32" or not constants["BY_8"]
+        by_16 = signature[argument] != "i32" or not constants.get("BY_8")
         if by_16 and argument not in COUNTS:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)

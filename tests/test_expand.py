@@ -55,6 +55,17 @@ def test_agrees_with_the_reference(kind: dict, config: ExpandConfig | None, dtyp
     assert_close(expanded(batch, h, config), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_float32_is_rounded_to_the_weights_dtype(config: ExpandConfig | None, dtype: torch.dtype) -> None:
+    """An h of float32 gives the bits that it gives once it is rounded."""
+    batch = make_batch([8, 24, 24], 24, 32, [40, 0, 7], 29, dtype=dtype)
+    h = reference.lora_shrink(batch.x, batch.lora_a, batch.segments, 3).to(DEVICE)
+    got, rounded = expanded(batch, h, config), expanded(batch, h.to(dtype), config)
+    assert torch.equal(got.view(torch.int16), rounded.view(torch.int16))
+    assert not torch.equal(got, batch.base_output)
+
+
 def test_rows_and_columns_that_are_not_its_own_keep_their_bits() -> None:
     """Rows without an adapter, and columns past output_dim, even where they hold NaN."""
     batch = make_batch([8, 16, 16], 16, 32, [24, 8], 30, extra=5)
@@ -116,6 +127,8 @@ def test_errors_name_the_argument() -> None:
         (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:, :11])),
         (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:7])),
         (ValueError, "base_output: expected contiguous rows", (h, b, segments, (0, 8, 12), base.T.contiguous().T)),
+        (TypeError, "base_output: expected torch.float16 like lora_b", (h, b, segments, (0, 8, 12), base.float())),
+        (TypeError, "base_output: expected torch.float16", (h.float(), b, segments, (0, 8, 12), base.float())),
         (TypeError, "segments: expected csgmv.Segments", (h, b, "segments", (0, 8, 12), base)),
     ]
     before = base.clone()

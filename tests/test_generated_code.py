@@ -71,9 +71,11 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
     uneven = expand_case(PREFILL_EXPAND, EVEN_N=False, splits=1)
     partials = expand_case(DECODE_EXPAND, max_rank=32, h="*fp32", OVERLAP=True)
     pipelined = expand_case(PIPELINED_EXPAND, splits=1)
+    float32 = {"STAGED": False, "h": "*fp32"}  # as vLLM keeps h
     cases = [shrink_case(PREFILL_SHRINK), expand_case(PREFILL_EXPAND, splits=1), uneven, partials, pipelined]
     cases += [shrink_case(PREFILL_SHRINK, BY_8=True), expand_case(PREFILL_EXPAND, BY_8=True, EVEN_N=False, splits=1)]
     cases += [shrink_case(PREFILL_SHRINK, GROUPED=True), expand_case(PIPELINED_EXPAND, GROUPED=True, splits=1)]
+    cases += [shrink_case(PREFILL_SHRINK, **float32), expand_case(PIPELINED_EXPAND, **float32, splits=1)]
     for case, code in zip(cases, compiled(cases)):
         accesses = code["accesses"]
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
@@ -121,6 +123,7 @@ def test_odd_ranks_compile(max_rank: int) -> None:
         expand_case(ExpandConfig(block_k=depth), max_rank=max_rank, EVEN_N=False),
         expand_case(ExpandConfig(block_k=16), max_rank=max_rank, EVEN_N=False, h="*fp32"),
     ]
+    cases.append(["cut", {"GROUPS": 2 * depth, "BLOCK": 16}, {}])  # of vLLM's metadata, for as many adapters
     assert all(code["registers"] <= 255 for code in compiled(cases))
 
 

@@ -49,6 +49,16 @@ def test_agrees_with_the_reference(kind: dict, config: ShrinkConfig | None, dtyp
     assert_close(shrunk(batch, config), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
+@pytest.mark.parametrize("config", [CONFIGS[name] for name in ("default", "split", "sliced")])
+def test_float32_is_not_rounded(config: ShrinkConfig | None, dtype: torch.dtype) -> None:
+    """An `out` of float32 gets h as it was accumulated, whatever x's dtype."""
+    batch = make_batch([7, 16, 16], 16, 80, [8, 8], 40, dtype=dtype)
+    out = poisoned(40, 32, dtype=torch.float32)
+    assert lora_shrink(batch.x, batch.lora_a, batch.segments, 2, out=out, config=config) is out
+    assert_close(out, reference.lora_shrink(batch.x, batch.lora_a, batch.segments, 2), torch.float32)
+
+
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in ("default", "split", "sliced")])
 def test_same_inputs_same_bits(config: ShrinkConfig | None) -> None:
     """Nothing is summed in an order that could change."""
@@ -109,5 +119,9 @@ def test_errors_name_the_argument() -> None:
             lora_shrink(*arguments)
     with pytest.raises(ValueError, match=r"out: expected shape \[8, 4\], got \[8, 5\]"):
         lora_shrink(x, a, segments, out=x.new_empty(8, 5))
+    with pytest.raises(
+        TypeError, match=r"out: expected torch.float16 like the input or torch.float32, got torch.float64"
+    ):
+        lora_shrink(x, a, segments, out=x.new_empty(8, 4, dtype=torch.float64))
     with pytest.raises(TypeError, match="config: expected ShrinkConfig or None, got dict"):
         lora_shrink(x, a, segments, config={})  # type: ignore[arg-type]

@@ -43,17 +43,19 @@ def _check_rows(name: str, tensor: Any) -> None:
         raise ValueError(f"{name}: expected contiguous rows (stride 1), got strides {list(tensor.stride())}")
 
 
-def _check_like(name: str, tensor: Any, like: torch.Tensor) -> None:
+def _check_like(name: str, tensor: Any, like: torch.Tensor, *others: torch.dtype, what: str = "the input") -> None:
+    """A tensor of `like`'s device, and of its dtype or one of the others."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype} like the input, got {tensor.dtype}")
+    if tensor.dtype not in (like.dtype, *others):
+        wanted = " or ".join((f"{like.dtype} like {what}", *map(str, others)))
+        raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
     if tensor.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device} like the input, got one on {tensor.device}")
 
 
-def _check_weights(name: str, weights: Any, like: torch.Tensor) -> None:
-    _check_like(name, weights, like)
+def _check_weights(name: str, weights: Any, like: torch.Tensor, *others: torch.dtype) -> None:
+    _check_like(name, weights, like, *others)
     if weights.dim() != 3:
         raise ValueError(f"{name}: expected 3 dimensions, got shape {list(weights.shape)}")
     if not weights.is_contiguous():
@@ -65,10 +67,12 @@ def _check_rank(name: str, max_rank: int) -> None:
         raise ValueError(f"{name}: expected a max_rank of 1 to {rules.MAX_RANK}, got {max_rank}")
 
 
-def check_dense(name: str, tensor: Any, shape: tuple[int, ...], like: torch.Tensor | None = None) -> None:
-    """A contiguous matrix of this very shape."""
+def check_dense(
+    name: str, tensor: Any, shape: tuple[int, ...], like: torch.Tensor | None = None, *others: torch.dtype
+) -> None:
+    """A contiguous matrix of this very shape, and of `like`'s dtype or one of the others."""
     if like is not None:
-        _check_like(name, tensor, like)
+        _check_like(name, tensor, like, *others)
     _check_rows(name, tensor)
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
@@ -93,10 +97,13 @@ def check_lora_a(lora_a: Any, x: Any, num_slices: int) -> int:
     return int(rows // num_slices)
 
 
-def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...]) -> int:
-    """Checks h and lora_b, and that the slices are those of lora_b; returns max_rank."""
+def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...], *, rounded: bool = False) -> int:
+    """Checks h and lora_b, and that the slices are those of lora_b; returns max_rank.
+
+    With `rounded`, an h in float32 may go with any lora_b, to whose dtype the kernel rounds it.
+    """
     _check_rows("h", h)
-    _check_weights("lora_b", lora_b, h)
+    _check_weights("lora_b", lora_b, h, *(_DTYPES if rounded and h.dtype == torch.float32 else ()))
     if slice_offsets[-1] != lora_b.shape[1]:
         raise ValueError(
             f"slice_offsets: expected to rise from 0 to output_dim {lora_b.shape[1]}, got {list(slice_offsets)}"
@@ -129,14 +136,12 @@ def check_integers(slice_offsets: tuple[Any, ...]) -> None:
         raise TypeError(f"slice_offsets: expected a sequence of host integers ({error})") from None
 
 
-def check_base_output(base_output: Any, like: torch.Tensor, output_dim: int) -> None:
-    """As many rows as the input has, at least output_dim columns."""
-    _check_like("base_output", base_output, like)
+def check_base_output(base_output: Any, rows: int, lora_b: torch.Tensor, output_dim: int) -> None:
+    """Of lora_b's dtype, with as many rows as the input has and at least output_dim columns."""
+    _check_like("base_output", base_output, lora_b, what="lora_b")
     _check_rows("base_output", base_output)
-    if base_output.shape[0] != like.shape[0] or base_output.shape[1] < output_dim:
-        raise ValueError(
-            f"base_output: expected [{like.shape[0]}, at least {output_dim}], got shape {list(base_output.shape)}"
-        )
+    if base_output.shape[0] != rows or base_output.shape[1] < output_dim:
+        raise ValueError(f"base_output: expected [{rows}, at least {output_dim}], got shape {list(base_output.shape)}")
     if base_output.shape[0] > 1 and base_output.stride(0) < output_dim:
         raise ValueError(
             f"base_output: expected rows that do not overlap (a stride of {output_dim} or more), "

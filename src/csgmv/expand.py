@@ -405,11 +405,11 @@ def _plan(
 ) -> _Plan:
     """Check the arguments, and decide how to launch."""
     offsets, widths = arguments.check_slice_offsets(slice_offsets)
-    max_rank = arguments.check_lora_b(lora_b, h, offsets)
+    max_rank = arguments.check_lora_b(lora_b, h, offsets, rounded=True)
     arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
-    arguments.check_base_output(base_output, h, offsets[-1])
+    arguments.check_base_output(base_output, h.shape[0], lora_b, offsets[-1])
     arguments.check_segments(segments, h, lora_b, max_rank)
-    key = dispatch.expand_key(widths, max_rank, h.dtype, segments)
+    key = dispatch.expand_key(widths, max_rank, lora_b.dtype, segments)
     config = dispatch.config_for(config, ExpandConfig, key, h.device, batch_invariant)
     expand = ExpandLaunch(lora_b, base_output, segments.chunk_size, offsets, config, padded=padded, staged=False)
     return _Plan(max_rank, slice_offsets, h.get_device(), expand)
@@ -431,14 +431,14 @@ def lora_expand(
     Products are accumulated, scaled and added to the base in float32, then rounded once.
 
     Args:
-        h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; fp16, bf16 or fp32, contiguous. Columns
-            past an adapter's own rank are never used.
-        lora_b: [num_loras, output_dim, max_rank], h's dtype, contiguous. Columns past an adapter's own rank are never
-            used.
+        h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; lora_b's dtype or float32, which is rounded
+            to lora_b's before it is multiplied; contiguous. Columns past an adapter's own rank are never used.
+        lora_b: [num_loras, output_dim, max_rank], fp16, bf16 or fp32, contiguous. Columns past an adapter's own rank
+            are never used.
         segments: which rows belong to which adapter.
         slice_offsets: where the slices begin and end along output_dim, on the host, e.g. (0, q, q + k, q + k + v).
-        base_output: [num_tokens, at least output_dim], h's dtype; rows may be strided. Changed in place; rows without
-            an adapter keep their bits.
+        base_output: [num_tokens, at least output_dim], lora_b's dtype; rows may be strided. Changed in place; rows
+            without an adapter keep their bits.
         padded: slice i of h begins at column i · max_rank; otherwise at i · rank (packed, sglang's layout).
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
         batch_invariant: a row's bits do not depend on the batch that it is in: every batch gets the config of one of

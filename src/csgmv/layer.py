@@ -54,7 +54,7 @@ def _plan(
             f"lora_b: expected {lora_a.shape[0]} adapters of max_rank {max_rank} as lora_a has, "
             f"got shape {list(lora_b.shape)}"
         )
-    arguments.check_base_output(base_output, x, offsets[-1])
+    arguments.check_base_output(base_output, x.shape[0], lora_b, offsets[-1])
     arguments.check_segments(segments, x, lora_a, max_rank)
     key = dispatch.add_lora_key(x.shape[1], widths, max_rank, x.dtype, segments)
     config = dispatch.config_for(config, AddLoraConfig, key, x.device, batch_invariant)

@@ -32,7 +32,7 @@ class Segments:
         permutation: int32 [rows]; what stands past position seg_indptr[-1] is unspecified.
         seg_indptr: int32 [num_segments + 1], never falling; segments at the tail may be empty.
         weight_indices: int32 [num_segments], each a valid slot, also where the segment is empty; segments of one slot
-            follow one another.
+            follow one another, but see active_adapters.
         lora_ranks: int32 [num_loras], 0 … 256.
         scalings: float32 [num_loras].
         chunk_size: most rows of a segment.
@@ -41,7 +41,8 @@ class Segments:
         num_tokens: number of rows of x, or an upper bound of it.
         least_tokens: rows that x must have, as far as the host knows: those of the batch that was put in last.
         largest_rank: of lora_ranks, as far as the host knows; 0 where they came from the GPU.
-        active_adapters: slots that have rows; 0 where the host does not know, or where refills change it.
+        active_adapters: slots that have rows, or at most that many; 0 where the host does not know, or where refills
+            change it. If a slot's segments are no neighbours (from outside), each place where it has some counts.
     """
 
     permutation: torch.Tensor

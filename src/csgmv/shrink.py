@@ -364,7 +364,7 @@ def _plan(
     arguments.check_segments(segments, x, lora_a, max_rank)
     width = num_slices * max_rank
     if out is not None:
-        arguments.check_dense("out", out, (x.shape[0], width), like=x)
+        arguments.check_dense("out", out, (x.shape[0], width), x, torch.float32)
     key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
     config = dispatch.config_for(config, ShrinkConfig, key, x.device, batch_invariant)
     chunk_size, split_k = segments.chunk_size, config.split_k
@@ -393,7 +393,8 @@ def lora_shrink(
             are never used.
         segments: which rows belong to which adapter.
         num_slices: projections that share x (3 for q, k, v; 2 for gate, up), at most 4.
-        out: [num_tokens, num_slices · max_rank], x's dtype, contiguous; allocated if None.
+        out: [num_tokens, num_slices · max_rank], contiguous, x's dtype or float32 (then nothing is rounded); allocated
+            in x's dtype if None.
         padded: slice i of an adapter's A begins at row i · max_rank; otherwise at i · rank (packed, sglang's layout).
             h's columns are laid out like A's rows.
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
@@ -401,8 +402,8 @@ def lora_shrink(
             32 segments of 16 rows, with block_m 16, which a `config` of your own must have too.
 
     Returns:
-        h, [num_tokens, num_slices · max_rank] in x's dtype. Rows without an adapter and columns past an adapter's rank
-        are left as they were (uninitialised where out is None).
+        h, [num_tokens, num_slices · max_rank] in x's dtype, or out. Rows without an adapter and columns past an
+        adapter's rank are left as they were (uninitialised where out is None).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

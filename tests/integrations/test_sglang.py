@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import gc
 import inspect
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from csgmv import reference
 from csgmv.integrations import sglang
-from csgmv.segments import Segments
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RANKS, SCALINGS = (5, 0, 16, 3), (0.5, 2.0, -1.25, 3.0)
-IDS = (2, -1, 0, 0, 3, 2, 1, 2, -1, 0, 3)
-OFFSETS = (0, 21, 30, 34)
-
-
-def batch_info(ids=IDS, *, static=False):
-    """The attributes of sglang's LoRABatchInfo, which is what its csgmv backend would hand over."""
-    if static:
-        batch = Segments.allocate(40, len(RANKS), chunk_size=16, device=DEVICE)
-        batch.update_from_tokens(ids, RANKS, SCALINGS)
-    else:
-        batch = Segments.from_tokens(ids, RANKS, SCALINGS, chunk_size=16, device=DEVICE)
-    used = int((batch.seg_indptr.diff() > 0).sum())
-    return SimpleNamespace(
-        use_cuda_graph=static, bs=len(ids), num_segments=used, seg_indptr=batch.seg_indptr, seg_lens=None,
-        weight_indices=batch.weight_indices, lora_ranks=batch.lora_ranks, scalings=batch.scalings,
-        max_len=16, permutation=batch.permutation,
-    )  # fmt: skip
-
-
-def tensors(num_slices=3, max_rank=16, input_dim=72):
-    generator = torch.Generator().manual_seed(3)
-    shapes = (
-        (len(IDS), input_dim),
-        (len(RANKS), num_slices * max_rank, input_dim),
-        (len(RANKS), OFFSETS[-1], max_rank),
-    )
-    x, lora_a, lora_b = (torch.randn(*shape, generator=generator).half().to(DEVICE) / 4 for shape in shapes)
-    base = torch.randn(len(IDS), OFFSETS[-1], generator=generator).half().to(DEVICE)
-    return x, lora_a, lora_b, base
+from sglang_batches import DEVICE, IDS, OFFSETS, batch_info, tensors
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -90,68 +57,6 @@ def test_split_k_reaches_the_kernel(monkeypatch):
     torch.testing.assert_close(h.float()[defined], want[defined], rtol=1e-2, atol=2e-2)
     with pytest.raises(ValueError, match="split_k"):
         sglang.chunked_sgmv_lora_shrink_forward(x, lora_a, info, 3, split_k=0)
-
-
-def test_segments_share_the_tensors_and_count_the_capacity_in_a_graph():
-    """No copies: sglang refills its tensors in place. With use_cuda_graph the count is weight_indices' length."""
-    for static in (False, True):
-        info = batch_info(static=static)
-        segments = sglang.segments(info)
-        for name in ("permutation", "seg_indptr", "weight_indices", "lora_ranks", "scalings"):
-            assert getattr(segments, name) is getattr(info, name)
-        assert segments.chunk_size == 16
-        assert segments.num_tokens == info.permutation.shape[0]
-        assert segments.num_segments == (info.weight_indices.shape[0] if static else info.num_segments)
-    assert segments.num_segments > info.num_segments
-
-
-def test_segments_are_made_once_a_batch():
-    """The same until an attribute is replaced by another value or tensor; two batches do not disturb each other."""
-    first, second = batch_info(), batch_info(static=True)
-    made = sglang.segments(first), sglang.segments(second)
-    for _ in range(3):
-        assert (sglang.segments(first), sglang.segments(second)) == made
-    replaced = {name: getattr(first, name).clone() for name in ("permutation", "seg_indptr", "weight_indices")}
-    replaced |= {name: getattr(first, name).clone() for name in ("lora_ranks", "scalings")}
-    replaced |= {"num_segments": first.num_segments - 1, "max_len": 32, "use_cuda_graph": True}
-    for name, value in replaced.items():
-        before = sglang.segments(first)
-        setattr(first, name, value)
-        after = sglang.segments(first)
-        assert after is not before
-        assert after is sglang.segments(first)
-        counted = first.weight_indices.shape[0] if first.use_cuda_graph else first.num_segments
-        assert (after.num_segments, after.chunk_size) == (counted, first.max_len)
-        for tensor in ("permutation", "seg_indptr", "weight_indices", "lora_ranks", "scalings"):
-            assert getattr(after, tensor) is getattr(first, tensor)
-    first.max_len = None
-    with pytest.raises(ValueError, match="max_len"):
-        sglang.segments(first)
-
-
-def test_few_batches_are_kept():
-    """A server makes a new one for every step; an id that comes again is never taken for the batch that had it."""
-    for count in range(1, 40):
-        info = batch_info(IDS[:count] * 2)
-        assert sglang.segments(info).num_tokens == info.permutation.shape[0]
-        assert len(sglang._batches) <= sglang._MOST_BATCHES
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error", "message"),
-    [
-        ("lora_ranks", torch.tensor([8, 8]), TypeError, "float32 scalings, got lora_ranks torch.int64"),
-        ("scalings", torch.tensor([1.0]).double(), TypeError, "float32 scalings, got scalings torch.float64"),
-        ("permutation", None, ValueError, r"batch_info\.permutation: expected a tensor, got None"),
-        ("max_len", None, ValueError, r"batch_info\.max_len: expected the chunk size, 1 or more, got None"),
-    ],
-)
-def test_a_batch_info_of_another_kind_is_refused(name, value, error, message):
-    """Another backend's LoRABatchInfo has the same attributes with other contents: the message says which."""
-    info = batch_info()
-    setattr(info, name, value)
-    with pytest.raises(error, match=message):
-        sglang.segments(info)
 
 
 def test_signatures_are_those_of_sglang():

@@ -1,114 +1,44 @@
 """sglang's two chunked SGMV functions, under their own names and argument meanings, on csgmv's kernels.
 
-They take the place of those in sglang.srt.lora.triton_ops (0.5.11) and sglang.kernels.ops.lora.dense (0.5.23); sglang
-need not be installed. `segments` gives a batch in csgmv's own terms, for `csgmv.add_lora`, which fuses the two.
+`install` puts them in the place of those in sglang.srt.lora.triton_ops (0.5.11) or sglang.kernels.ops.lora.dense
+(0.5.23); to call them, sglang need not be installed. `segments` gives a batch in csgmv's own terms, for
+`csgmv.add_lora`, which fuses the two.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, Union
+from types import ModuleType
+from typing import Any, Union
 
 import torch
 
 from csgmv import arguments, dispatch
 from csgmv.config import ShrinkConfig
 from csgmv.expand import lora_expand
-from csgmv.segments import Segments
+from csgmv.integrations import installation
+from csgmv.integrations.installation import Installation
+from csgmv.integrations.lora_batch_info import BatchInfo, segments
 from csgmv.shrink import lora_shrink
 
+__all__ = [
+    "TESTED",
+    "BatchInfo",
+    "Installation",
+    "chunked_sgmv_lora_expand_forward",
+    "chunked_sgmv_lora_shrink_forward",
+    "install",
+    "segments",
+]
+
+TESTED = ("0.5.11", "0.5.23")
+"""The versions of sglang whose functions these were tested against; `install` warns of others."""
+
 Offsets = Union[torch.Tensor, Sequence[int]]
-
-
-class BatchInfo(Protocol):
-    """What is read of sglang's LoRABatchInfo; all tensors are on the GPU.
-
-    Attributes:
-        use_cuda_graph: the tensors are static, and weight_indices is as long as its capacity.
-        num_segments: number of segments now.
-        seg_indptr: int32 [num_segments + 1 or more], positions at which segments begin.
-        weight_indices: int32 [num_segments or more], adapter slot of each segment.
-        lora_ranks: int32 [num_loras].
-        scalings: float32 [num_loras].
-        max_len: most rows of a segment (the chunk size).
-        permutation: int32 [num_tokens or more], position → row.
-    """
-
-    use_cuda_graph: bool
-    num_segments: int
-    seg_indptr: torch.Tensor
-    weight_indices: torch.Tensor
-    lora_ranks: torch.Tensor
-    scalings: torch.Tensor
-    max_len: int
-    permutation: torch.Tensor
-
-
-class _Batch(NamedTuple):
-    """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
-
-    batch_info: BatchInfo
-    use_cuda_graph: bool
-    num_segments: int
-    segments: Segments
-
-
-# id of a LoRABatchInfo → what was made of it: every layer of a model asks for the same one in turn.
-_batches: dict[int, _Batch] = {}
-_MOST_BATCHES = 8
-
-
-def segments(batch_info: BatchInfo) -> Segments:
-    """A LoRABatchInfo as Segments that share its tensors; the same ones again until an attribute is replaced.
-
-    Under use_cuda_graph the segments are counted by weight_indices.shape[0], so that a graph captured with them replays
-    right with any number; those past num_segments must then be of length zero, as sglang 0.5.23 leaves them (0.5.11
-    does not). An adapter's segments must follow one another, as they do where rows are sorted by adapter.
-
-    Raises:
-        TypeError: a tensor is of another dtype.
-        ValueError: max_len is None or below 1, or there is no permutation.
-    """
-    known = _batches.get(id(batch_info))
-    if known is not None:
-        _, use_cuda_graph, num_segments, made = known
-        if (
-            made.permutation is batch_info.permutation
-            and made.seg_indptr is batch_info.seg_indptr
-            and made.weight_indices is batch_info.weight_indices
-            and made.lora_ranks is batch_info.lora_ranks
-            and made.scalings is batch_info.scalings
-            and made.chunk_size == batch_info.max_len
-            and num_segments == batch_info.num_segments
-            and use_cuda_graph == batch_info.use_cuda_graph
-        ):
-            return made
-    made = _read(batch_info)
-    if len(_batches) >= _MOST_BATCHES:
-        _batches.clear()
-    _batches[id(batch_info)] = _Batch(batch_info, batch_info.use_cuda_graph, batch_info.num_segments, made)
-    return made
-
-
-def _read(batch_info: BatchInfo) -> Segments:
-    permutation, indptr, indices = batch_info.permutation, batch_info.seg_indptr, batch_info.weight_indices
-    ranks, scalings, chunk_size = batch_info.lora_ranks, batch_info.scalings, batch_info.max_len
-    if permutation is None:
-        raise ValueError("batch_info.permutation: expected a tensor, got None (is this a batch of the csgmv backend?)")
-    if not (
-        permutation.dtype == indptr.dtype == indices.dtype == ranks.dtype == torch.int32
-        and scalings.dtype == torch.float32
-    ):
-        given = {"permutation": permutation, "seg_indptr": indptr, "weight_indices": indices, "lora_ranks": ranks}
-        faults = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype != torch.int32]
-        faults += [f"scalings {scalings.dtype}"] if scalings.dtype != torch.float32 else []
-        raise TypeError(f"batch_info: expected int32 tensors and float32 scalings, got {', '.join(faults)}")
-    if chunk_size is None or chunk_size < 1:
-        raise ValueError(f"batch_info.max_len: expected the chunk size, 1 or more, got {chunk_size}")
-    count = indices.shape[0] if batch_info.use_cuda_graph else batch_info.num_segments
-    return Segments(permutation, indptr, indices, ranks, scalings, chunk_size, count, permutation.shape[0])
 
 
 def chunked_sgmv_lora_shrink_forward(
@@ -133,7 +63,7 @@ def chunked_sgmv_lora_shrink_forward(
     Raises:
         TypeError, ValueError: as for `csgmv.lora_shrink`, or from `segments`, or split_k is out of range.
     """
-    batch = segments(batch_info)
+    batch = segments(batch_info, x.shape[0])
     config = None
     if split_k is not None:
         max_rank = arguments.check_lora_a(weights, x, num_slices)
@@ -175,7 +105,7 @@ def chunked_sgmv_lora_expand_forward(
     offsets = _read_offsets(slice_offsets if slice_offsets_cpu is None else slice_offsets_cpu)
     if base_output is None:
         base_output = torch.zeros((x.shape[0], weights.shape[1]), device=x.device, dtype=x.dtype)
-    return lora_expand(x, weights, segments(batch_info), offsets, base_output)
+    return lora_expand(x, weights, segments(batch_info, x.shape[0]), offsets, base_output)
 
 
 class _Remembered:
@@ -216,3 +146,97 @@ def _read_offsets(offsets: Offsets) -> tuple[int, ...]:
     values = tuple(offsets.tolist())
     _remembered[id(offsets)] = _Remembered(offsets, values)
     return values
+
+
+def install() -> Installation:
+    """Replace the two functions of the installed sglang, which this imports, by those of this module.
+
+    All names that sglang's modules have for them are replaced, the backend's among them, and modules that are imported
+    later find the replacements. In 0.5.11 batches of CUDA graphs are also rid of the segments that an earlier batch
+    left behind in them. Only for the process that it is called in: sglang serves from others, which the plugin `csgmv`
+    is for (see `csgmv.integrations.plugins`).
+
+    Returns:
+        What restores sglang's own functions, by `restore()` or at the end of a with statement. Installing again counts:
+        they are back when all installations have been restored, in whatever order. Graphs keep what was captured.
+
+    Raises:
+        ModuleNotFoundError: sglang is not installed.
+        RuntimeError: the installed version has no such functions, or they take other arguments.
+    """
+    return _replacement.install()
+
+
+_LAYOUTS = ("sglang.kernels.ops.lora.dense", "sglang.srt.lora.triton_ops")
+_HOMES: dict[str, Callable[..., torch.Tensor]] = {
+    "chunked_sgmv_shrink": chunked_sgmv_lora_shrink_forward,
+    "chunked_sgmv_expand": chunked_sgmv_lora_expand_forward,
+}
+
+
+def _put_in() -> Callable[[], None]:
+    package = installation.engine("sglang", TESTED)
+    replacements = {_theirs(module, ours): ours for module, ours in zip(_homes(package), _HOMES.values())}
+    mend = _mend_graph_batches()
+    put_back = installation.put_in_names("sglang", replacements)
+
+    def undo() -> None:
+        put_back()
+        mend()
+
+    return undo
+
+
+def _homes(package: ModuleType) -> list[ModuleType]:
+    """The modules that define the functions, in the order of _HOMES."""
+    for folder in _LAYOUTS:
+        found = [installation.module(f"{folder}.{home}") for home in _HOMES]
+        if None not in found:
+            return [module for module in found if module is not None]
+    raise RuntimeError(
+        f"sglang {installation.version(package)}: expected chunked_sgmv_shrink and chunked_sgmv_expand in "
+        f"{' or '.join(_LAYOUTS)}, as versions {' and '.join(TESTED)} have them"
+    )
+
+
+def _theirs(module: ModuleType, ours: Callable[..., torch.Tensor]) -> Any:
+    """The function that ours is to replace, if ours takes all of its arguments."""
+    theirs = getattr(module, ours.__name__, None)
+    if theirs is None:
+        raise RuntimeError(f"{module.__name__}: expected a function {ours.__name__}, found none")
+    unknown = [name for name in inspect.signature(theirs).parameters if name not in inspect.signature(ours).parameters]
+    if unknown:
+        raise RuntimeError(f"{module.__name__}.{ours.__name__}: takes {', '.join(unknown)}, which csgmv's does not")
+    return theirs
+
+
+def _mend_graph_batches() -> Callable[[], None]:
+    """In sglang 0.5.11: static batches get empty segments at their tail; later versions do that themselves.
+
+    Its own kernels look at num_segments, a number that a captured graph keeps; ours are captured with the capacity.
+    """
+    backend: Any = None
+    if installation.module(_LAYOUTS[0]) is None:
+        backends = installation.module("sglang.srt.lora.backend.chunked_backend")
+        backend = getattr(backends, "ChunkedSgmvLoRABackend", None)
+    if backend is None:
+        return lambda: None
+    prepare = backend.prepare_lora_batch
+
+    @functools.wraps(prepare)
+    def prepare_lora_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = prepare(self, *args, **kwargs)
+        info = self.batch_info
+        if info.use_cuda_graph:
+            info.seg_indptr[info.num_segments + 1 :].copy_(info.seg_indptr[info.num_segments])
+        return result
+
+    def undo() -> None:
+        if backend.prepare_lora_batch is prepare_lora_batch:
+            backend.prepare_lora_batch = prepare
+
+    backend.prepare_lora_batch = prepare_lora_batch
+    return undo
+
+
+_replacement = installation.Replacement(_put_in)

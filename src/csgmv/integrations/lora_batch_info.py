@@ -1,0 +1,110 @@
+"""sglang's LoRABatchInfo as csgmv's Segments: a batch of its csgmv backend, in version 0.5.11 or 0.5.23."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from csgmv.segments import Segments
+
+
+class BatchInfo(Protocol):
+    """What is read of sglang's LoRABatchInfo; all tensors are on the GPU.
+
+    Attributes:
+        use_cuda_graph: the tensors are static, and weight_indices is as long as its capacity.
+        num_segments: number of segments now.
+        seg_indptr: int32 [num_segments + 1 or more], positions at which segments begin.
+        weight_indices: int32 [num_segments or more], adapter slot of each segment.
+        lora_ranks: int32 [num_loras].
+        scalings: float32 [num_loras].
+        max_len: most rows of a segment (the chunk size).
+        permutation: int32 [num_tokens or more], position → row.
+        expected_tokens: may be missing; a number in the batches of an lm_head, whose rows are not sorted by adapter.
+    """
+
+    use_cuda_graph: bool
+    num_segments: int
+    seg_indptr: torch.Tensor
+    weight_indices: torch.Tensor
+    lora_ranks: torch.Tensor
+    scalings: torch.Tensor
+    max_len: int
+    permutation: torch.Tensor
+
+
+class _Batch(NamedTuple):
+    """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
+
+    batch_info: BatchInfo
+    segments: Segments
+
+
+# id of a LoRABatchInfo → what was made of it: every layer of a model asks for the same one in turn.
+_batches: dict[int, _Batch] = {}
+_MOST_BATCHES = 8
+
+
+def segments(batch_info: BatchInfo, rows: int | None = None) -> Segments:
+    """A LoRABatchInfo as Segments that share its tensors; the same ones again until an attribute is replaced.
+
+    Under use_cuda_graph the segments are counted by weight_indices.shape[0], so that a graph captured with them replays
+    right with any number; those past num_segments must then be of length zero, as sglang 0.5.23 leaves them (0.5.11
+    does not, unless `install` sees to it).
+
+    Args:
+        batch_info: sglang's LoRABatchInfo, or any object with the attributes of `BatchInfo`.
+        rows: rows of x, if known. There cannot be more segments of any length, and a graph that was captured with x is
+            replayed with no more: its grid need not have the capacity of the largest batch.
+
+    Raises:
+        TypeError: a tensor is of another dtype.
+        ValueError: max_len is None or below 1, or there is no permutation.
+    """
+    count = batch_info.num_segments
+    if batch_info.use_cuda_graph:
+        count = batch_info.weight_indices.shape[0]
+        if rows is not None and rows < count:
+            count = rows
+    known = _batches.get(id(batch_info))
+    if known is not None:
+        made = known.segments
+        if (
+            made.permutation is batch_info.permutation
+            and made.seg_indptr is batch_info.seg_indptr
+            and made.weight_indices is batch_info.weight_indices
+            and made.lora_ranks is batch_info.lora_ranks
+            and made.scalings is batch_info.scalings
+            and made.chunk_size == batch_info.max_len
+            and made.num_segments == count
+        ):
+            return made
+    made = _read(batch_info, count)
+    if len(_batches) >= _MOST_BATCHES:
+        _batches.clear()
+    _batches[id(batch_info)] = _Batch(batch_info, made)
+    return made
+
+
+def _read(batch_info: BatchInfo, count: int) -> Segments:
+    permutation, indptr, indices = batch_info.permutation, batch_info.seg_indptr, batch_info.weight_indices
+    ranks, scalings, chunk_size = batch_info.lora_ranks, batch_info.scalings, batch_info.max_len
+    if permutation is None:
+        raise ValueError("batch_info.permutation: expected a tensor, got None (is this a batch of the csgmv backend?)")
+    if not (
+        permutation.dtype == indptr.dtype == indices.dtype == ranks.dtype == torch.int32
+        and scalings.dtype == torch.float32
+    ):
+        given = {"permutation": permutation, "seg_indptr": indptr, "weight_indices": indices, "lora_ranks": ranks}
+        faults = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype != torch.int32]
+        faults += [f"scalings {scalings.dtype}"] if scalings.dtype != torch.float32 else []
+        raise TypeError(f"batch_info: expected int32 tensors and float32 scalings, got {', '.join(faults)}")
+    if chunk_size is None or chunk_size < 1:
+        raise ValueError(f"batch_info.max_len: expected the chunk size, 1 or more, got {chunk_size}")
+    # Rows of an lm_head keep the order of their requests: an adapter may come again after another one, and each time
+    # counts for `tiles.deal` as one adapter more.
+    runs = count if getattr(batch_info, "expected_tokens", None) is not None else 0
+    made = Segments(permutation, indptr, indices, ranks, scalings, chunk_size, count, permutation.shape[0])
+    made.active_adapters = runs
+    return made
