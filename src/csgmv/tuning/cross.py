@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from csgmv import columns, rules
+from csgmv import rules
 from csgmv.baking.choose import Choice, Target, choose
 from csgmv.baking.collect import Collected, collect
-from csgmv.tuning.crossing import Crossing, Step, Summary
+from csgmv.tuning.crossing import Crossing, Summary
 from csgmv.tuning.heats import Heats, heats, seconds
+from csgmv.tuning.progress import Progress
 from csgmv.tuning.record import Archive, name
 from csgmv.tuning.rig import Gpu, Rig, spare_processes
 
 NO_GPU = 2
 FAILED = 1
 _SHOWN = 10
-_SAID_EVERY = 30.0  # seconds, where no terminal shows the progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +106,7 @@ def cross(
     if stale := len({one.result.key for part in planned for one in part} - {*_keys(current)}):
         print(f"{stale} keys were measured with other kernels; `csgmv tune --stale` measures them again, then cross")
     with rig.opened(seed, processes or spare_processes()) as (bench, farm):
-        return Crossing(bench, farm, archive, _Progress()).run([*current.lent, *current.others], deadline)
+        return Crossing(bench, farm, archive, Progress("timings")).run([*current.lent, *current.others], deadline)
 
 
 def _keys(planned: Heats) -> list[rules.Key]:
@@ -121,22 +121,6 @@ def _check_places(folder: Path, collected: Collected, where: Target) -> None:
                 f"{folder / file}: expected the name {name(*where, result.key)}, as the tuner gives it; "
                 f"`csgmv merge {folder} --out {folder}` does"
             )
-
-
-class _Progress:
-    """Tells how far a run has come: on a terminal on one line, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._begun = self._said = time.monotonic()
-
-    def __call__(self, step: Step) -> None:
-        now = time.monotonic()
-        left = (now - self._begun) / step.done * (step.total - step.done)
-        text = f"{step.done:,} of {step.total:,} timings, about {left / 60:.1f} minutes left"
-        columns.progress(text if step.done < step.total else "")
-        if not sys.stderr.isatty() and now - self._said >= _SAID_EVERY:
-            self._said = now
-            print(text, flush=True)
 
 
 def _told(summary: Summary, folder: Path, took: float) -> list[str]:
