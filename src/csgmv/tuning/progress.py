@@ -24,7 +24,7 @@ class Step(Protocol):
 
 
 class Progress:
-    """Tells of each step: on a terminal on one line, which is cleared at the end; else a line now and then."""
+    """Tells of each step on standard error: on one line of a terminal, cleared at the end; else a line now and then."""
 
     def __init__(self, what: str) -> None:
         """`what` is counted: "keys"."""
@@ -39,4 +39,4 @@ class Progress:
         columns.progress(text if step.done < step.total else "")
         if not sys.stderr.isatty() and now - self._said >= _EVERY:
             self._said = now
-            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
