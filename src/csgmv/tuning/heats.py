@@ -16,7 +16,7 @@ from csgmv import fallback, records, refit, rules
 from csgmv.baking import left_out
 from csgmv.baking.choose import Choice, Target
 
-MOST_ROWS = 16  # beside the winner and the default: of graphs that are there at once, and of what a crash may cost
+MOST_ROWS = 32  # beside the winner and the default: of graphs that are there at once, and of what a crash may cost
 TIMING_SECONDS = 0.05  # a row at a key on an H200: capturing it, and what race.race takes of each finalist
 
 Raced = Callable[[records.Result], Collection[rules.Row]]
