@@ -126,11 +126,14 @@ def report(before: choose.Choice, after: choose.Choice, most: int | None = MOST)
         key=lambda place: -both[place].slower_us / both[place].before.p50_us,
     )
     faster = sum(change.slower_us < 0 for change in both.values())
-    again = sum(place not in changed and change.before.result != change.after.result for place, change in both.items())
+    results = [(change.before.result, change.after.result) for place, change in both.items() if place not in changed]
+    again = sum(one._replace(races=()) != other._replace(races=()) for one, other in results)
+    raced = sum(one != other for one, other in results) - again
     cells, cells_now = _cells(before), _cells(after)
     defaults, defaults_now = _defaults(before), _defaults(after)
     rows, rows_now = ({place: one.row for place, one in table.items()} for table in (old, new))
     times = f", {len(slower)} slower, {faster} faster, {again} measured again with the same row"
+    times += f", {raced} with other races" if raced else ""
     yield _counts("keys", rows, rows_now, times)
     yield _counts("chunk sizes", cells, cells_now)
     yield _counts("defaults of architectures", defaults, defaults_now)

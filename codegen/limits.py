@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from codegen.regret import Regret, known, percentile_95
-from codegen.source import ROOT
+from codegen.regret import Regret, known
+from codegen.source import ROOT, shares
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,15 +57,15 @@ def enforce(found: Iterable[Regret], limits: Limits) -> None:
     Raises:
         Excessive: keys that are left out, each by itself, lose more than they may.
     """
-    losses = known(regret for regret in found if regret.left_out == "key")
-    if len(losses) < max(limits.least, 1):
+    told = shares.summed(known(regret for regret in found if regret.left_out == "key"))
+    if told is None or told.keys < limits.least:
         return
     for name, most, loss in (
-        ("median", limits.median, statistics.median(losses)),
-        ("95th percentile", limits.percentile_95, percentile_95(losses)),
+        ("median", limits.median, told.median),
+        ("95th percentile", limits.percentile_95, told.percentile_95),
     ):
         if loss > most:
             raise Excessive(
                 f"borrowed rows lose too much: {name} expected at most {100 * most:g} % ([tool.csgmv.regret] of "
-                f"{PYPROJECT.name}), got {100 * loss:.1f} % of {len(losses)} keys; see `python -m codegen --regret`"
+                f"{PYPROJECT.name}), got {100 * loss:.1f} % of {told.keys} keys; see `python -m codegen --regret`"
             )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from codegen.source import choose, columns, fallback, left_out, records, rules
+from codegen.source import choose, columns, fallback, left_out, records, rules, shares
 
 MARKER = "regret"  # of the block in the README that `markdown` is for
 AT_LENGTH, SCREENED = "at length", "screened"  # what a loss is judged by
@@ -64,18 +63,9 @@ def _loss(
     return None, None
 
 
-def _percent(loss: float) -> str:
-    return f"{100 * loss:.1f} %"
-
-
 def known(found: Iterable[Regret]) -> list[float]:
-    """The losses that were measured, sorted."""
-    return sorted(regret.loss for regret in found if regret.loss is not None)
-
-
-def percentile_95(losses: Sequence[float]) -> float:
-    """Of sorted ones."""
-    return losses[-(-95 * len(losses) // 100) - 1]
+    """The losses that were measured."""
+    return [regret.loss for regret in found if regret.loss is not None]
 
 
 def losses(found: Iterable[Regret]) -> dict[str, dict[str, tuple[int, int, int]]]:
@@ -97,16 +87,15 @@ def losses(found: Iterable[Regret]) -> dict[str, dict[str, tuple[int, int, int]]
         steps[regret.result.key.op, regret.step].append(regret)
     summed: dict[str, dict[str, tuple[int, int, int]]] = {}
     for (op, step), of_step in sorted(steps.items()):
-        if measured := known(of_step):
-            median, percentile = (round(1000 * loss) for loss in (statistics.median(measured), percentile_95(measured)))
-            summed.setdefault(op, {})[step] = len(measured), median, percentile
+        if told := shares.summed(known(of_step)):
+            summed.setdefault(op, {})[step] = told.keys, round(1000 * told.median), round(1000 * told.percentile_95)
     return summed
 
 
 def _summary(name: Sequence[str], found: Sequence[Regret]) -> list[str]:
-    measured, figures = known(found), ["-"] * 3
-    if measured:
-        figures = [_percent(loss) for loss in (statistics.median(measured), percentile_95(measured), measured[-1])]
+    told, figures = shares.summed(known(found)), ["-"] * 3
+    if told:
+        figures = [shares.percent(loss) for loss in (told.median, told.percentile_95, told.worst)]
     judged = Counter(regret.judged for regret in found)
     return [*name, str(len(found)), *(str(judged[by]) for by in (AT_LENGTH, SCREENED, None)), *figures]
 
@@ -121,7 +110,7 @@ def _story(regret: Regret) -> Iterator[str]:
     source, loss = regret.served.source, regret.loss
     assert source is not None
     assert loss is not None
-    yield f"{_percent(loss):>8}  {said(regret.result.key)} (left out: {regret.left_out})"
+    yield f"{shares.percent(loss):>8}  {said(regret.result.key)} (left out: {regret.left_out})"
     yield f"{'':10}{regret.step}, from {said(source)}: {regret.served.row}"
 
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import columns, fallback, figures, files, kernel_hash, records, rules
+    from csgmv import columns, fallback, figures, files, kernel_hash, records, rules, shares
     from csgmv.baking import choose, collect, left_out
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
     sys.modules[_package.__name__] = _package
-    columns, fallback, figures, files, kernel_hash, records, rules = (
+    columns, fallback, figures, files, kernel_hash, records, rules, shares = (
         importlib.import_module(f"_csgmv_source.{name}")
-        for name in ("columns", "fallback", "figures", "files", "kernel_hash", "records", "rules")
+        for name in ("columns", "fallback", "figures", "files", "kernel_hash", "records", "rules", "shares")
     )
     choose, collect, left_out = (
         importlib.import_module(f"_csgmv_source.baking.{name}") for name in ("choose", "collect", "left_out")
@@ -41,4 +41,5 @@ __all__ = [
     "left_out",
     "records",
     "rules",
+    "shares",
 ]

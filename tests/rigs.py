@@ -1,4 +1,4 @@
-"""A rig without a GPU, for workers of a Ray cluster: it compiles nothing, and its times are hashes of configs."""
+"""Rigs without a GPU, which compile nothing; that for workers of a Ray cluster has hashes of configs for times."""
 
 from __future__ import annotations
 
@@ -14,10 +14,30 @@ from csgmv import rules
 from csgmv.tuning.environment import kernel_hash
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Task
+from csgmv.tuning.race import Bench
 from csgmv.tuning.rig import Site
 from searching import H200, RUN, Farm, HashBench
 
 HERE = Site("NVIDIA H200", "3.6.0", H200, dataclasses.replace(RUN, kernel_hash=kernel_hash()))
+
+
+class StillRig:
+    """A rig in this process, whose bench and farm the test has made."""
+
+    resource = "GPU"
+
+    def __init__(self, bench: Bench, farm: Farm | None = None, site: Site = HERE) -> None:
+        self._bench, self._farm, self._site = bench, farm or Farm(), site
+
+    def survey(self, seed: int) -> Site:
+        """As it was given."""
+        return self._site._replace(run=dataclasses.replace(self._site.run, seed=seed))
+
+    @contextlib.contextmanager
+    def opened(self, seed: int, processes: int) -> Iterator[tuple[Bench, Farm]]:
+        """No processes are started."""
+        del seed, processes
+        yield self._bench, self._farm
 
 
 class HashRig:

@@ -74,6 +74,15 @@ def test_slower_is_by_more_than_the_noise(us: float, noise: float, slower: int) 
     assert f" 0 slower, {slower} faster" in lines(after, before)["keys"][0]
 
 
+def test_races_alone_are_told_apart() -> None:
+    """The record itself was not measured again."""
+    before = choice(document(at(16, 20.0), at(64, 20.0)))
+    race = {"run": 0, "samples": 96, "times": [[BETTER, 10.0], [OTHER, 11.0]]}
+    after = choice(document(at(16, 20.0, races=[race]), at(64, 20.0, races=[race], noise_us=0.1)))
+    (told,) = lines(before, after)["keys"]
+    assert told.endswith("0 slower, 0 faster, 1 measured again with the same row, 1 with other races")
+
+
 def test_a_default_kept_is_timed_as_the_default() -> None:
     """A row that no longer beats it is a change, from the row's time to the default's."""
     before, after = choice(document(at(16, 20.0))), choice(document(at(16, 29.9)))

@@ -31,6 +31,10 @@ COMMANDS = {
     "tune": _Command("csgmv.tuning.command", "find the fastest configs on this GPU; write them as raw results"),
     "merge": _Command("csgmv.merge", "put several people's raw results into one folder, the better record of each key"),
     "agree": _Command("csgmv.tuning.agreement", "time the winners of two tuning runs side by side on this GPU"),
+    "cross": _Command("csgmv.tuning.cross", "time at every tuned key the rows that other keys would lend it"),
+    "spot-check": _Command(
+        "csgmv.tuning.spot_check", "judge the table by keys of untuned models, each searched afresh on this GPU"
+    ),
     "warmup": _Command(
         "csgmv.binaries", "compile every kernel that a model's layers can need, before the first launch"
     ),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from csgmv import dispatch, fallback, rules
 from csgmv.models import LayerShape
+from csgmv.shares import percent
 from csgmv.tuning.plan import Plan
 
 TUNED, BORROWED, DEFAULT = STATES = ("tuned", "borrowed", "default")
@@ -26,11 +27,6 @@ class Loss(NamedTuple):
 
     def __str__(self) -> str:
         return f"{percent(self.median)}, 95 %: {percent(self.percentile_95)} ({self.keys} judged)"
-
-
-def percent(share: float) -> str:
-    """For people."""
-    return f"{100 * share:.1f} %"
 
 
 @dataclasses.dataclass(frozen=True)

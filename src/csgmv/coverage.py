@@ -17,7 +17,8 @@ import torch
 import triton
 
 from csgmv import columns, dispatch, figures, files, known_models, launch, layer_options, rules
-from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers, percent
+from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers
+from csgmv.shares import percent
 from csgmv.show import bucket_text
 from csgmv.tuning.plan import Plan
 

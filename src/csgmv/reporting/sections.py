@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from csgmv import kernel_hash, records, show
-from csgmv.reporting import dots, maps
+from csgmv.reporting import borrowing, dots, maps
 from csgmv.reporting.elements import Card, Section, Table, Verdict, of, percent, times, us
 from csgmv.reporting.findings import Chapter, Finding, dimensions, key_text
 
@@ -204,6 +204,8 @@ def search(chapter: Chapter) -> Section:
             count("measured", "to the end", op, len(finding.record["candidates"]) - stopped)
             count("measured", "stopped early, as slower", op, stopped)
             count("measured", "again at full length, as finalists", op, len(finding.record["finalists"]))
+            if lent := len(borrowing.losses(finding)):
+                count("measured", "at full length, as rows of other keys", op, lent)
             for fate in ("pruned", "failed"):
                 for reason, number in finding.record[fate].items():
                     count(fate, reason, op, number)
@@ -300,6 +302,7 @@ SECTIONS: tuple[Callable[[Chapter], Section], ...] = (
     checks,
     speedup,
     floor,
+    borrowing.section,
     landscape,
     search,
     environment,

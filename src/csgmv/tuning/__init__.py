@@ -6,6 +6,9 @@ search  which of them to try next                           compile  fills Trito
 race    the finalists against the default                   worker   processes that may crash
 record  the raw results on disk                             rig      one GPU, with what serves it
 tuner   drives all of these                                 fleet    the same on a Ray cluster
+
+side_by_side times rows in turn, for race and for three commands: agreement (two runs' winners), cross (other keys' rows
+at each key: heats says which, crossing runs them), spot_check (keys that were not tuned: spots draws and judges them).
 """
 
 from csgmv.tuning.plan import Keys, Plan, Task

@@ -169,7 +169,7 @@ class Archive:
         kept = [old for old in document["records"] if (old["chunk_size"], old["segment_bucket"]) != bucket]
         new = {"run": runs.index(ours), **_plain(dataclasses.asdict(record)), "races": []}
         document["records"] = sorted([*kept, new], key=lambda old: (old["chunk_size"], old["segment_bucket"]))
-        self._write(key, document)
+        self._write(key, document, new)
 
     def add_race(self, key: rules.Key, race: Race) -> None:
         """Give a key's record one race more; all else of it stays as it is, and so do the races that it has.
@@ -186,7 +186,7 @@ class Archive:
             runs.append(ours)
         record["races"].append({"run": runs.index(ours), **_plain(dataclasses.asdict(race))})
         record["races"].sort(key=lambda one: race_order(one, runs[one["run"]]))
-        self._write(key, document)
+        self._write(key, document, record)
 
     def raced(self, key: rules.Key) -> set[rules.Row]:
         """The rows that took part in races of the key's record in this environment."""
@@ -202,12 +202,13 @@ class Archive:
         there: list[dict[str, Any]] = self._document(key)["records"]
         return next((one for one in there if (one["chunk_size"], one["segment_bucket"]) == bucket), None)
 
-    def _write(self, key: rules.Key, document: dict[str, Any]) -> None:
+    def _write(self, key: rules.Key, document: dict[str, Any], new: dict[str, Any]) -> None:
+        """Replace the key's file; of its records all but the new one have been checked when they were read or added."""
         _drop_unused_runs(document)
-        path, content = self.path(key), text(document)
-        faults = records.faults(checks.parse(content))
+        path = self.path(key)
+        faults = records.faults(checks.parse(text({**document, "records": [new]})))
         assert not faults, f"{path}: a record of the tuner's own breaks the schema: {faults}"
-        files.replace(path, content)
+        files.replace(path, text(document))
 
     def _document(self, key: rules.Key) -> dict[str, Any]:
         """The parsed file of a key, or a new one.

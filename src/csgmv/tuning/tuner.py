@@ -23,7 +23,7 @@ from csgmv.tuning.plan import Keys, Plan, Task, family, parts
 from csgmv.tuning.race import Bench
 from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Archive, Record
-from csgmv.tuning.rig import Compiling, Gpu, Site, spare_processes
+from csgmv.tuning.rig import Compiling, Gpu, Rig, Site, spare_processes
 from csgmv.tuning.search import search
 from csgmv.tuning.space import default_row
 
@@ -82,6 +82,7 @@ def tune(
     processes: int | None = None,
     seed: int = 0,
     report: Report = _say_nothing,
+    rig: Rig | None = None,
 ) -> Summary:
     """Find the best config of every key in the plan on one GPU, and put what was measured into `folder`.
 
@@ -97,17 +98,18 @@ def tune(
         processes: that compile; None for all the machine's processors but two.
         seed: of the random tensors.
         report: called after each key.
+        rig: what tunes; None is the device.
 
     Raises:
         ValueError: the plan is empty or impossible, or a file in the folder is broken.
         RuntimeError: there is no GPU.
     """
     started = time.monotonic()
-    gpu = Gpu(device)
-    site = gpu.survey(seed)
+    rig = Gpu(device) if rig is None else rig
+    site = rig.survey(seed)
     archive = Archive(folder, site.gpu, site.triton, site.run)
     agenda = schedule(plan.tasks(), archive, site.device.limits, force)
-    with gpu.opened(seed, processes or spare_processes()) as (bench, farm):
+    with rig.opened(seed, processes or spare_processes()) as (bench, farm):
         session = Session(agenda, site.device, bench, farm, archive, report, lent=lent(site))
         return session.run(None if time_budget is None else started + time_budget)
 
