@@ -108,7 +108,7 @@ def _winners(choice: Choice, where: Target) -> Mapping[tuple[str, int, str], Map
 
 def _cut(winners: Mapping[rules.Key, rules.Row], key: rules.Key, limits: rules.Limits) -> Iterator[rules.Row]:
     """Each row as a key can use it; the nearest key's first, those from beyond the fallback's reach last."""
-    near = fallback.lenders(key, winners)
+    near = fallback.lenders(key, fallback.by_layer(winners))
     for source in dict.fromkeys([*near, *winners]):
         if row := refit.adapted(winners[source], source, key, limits):
             yield row
