@@ -189,7 +189,7 @@ def test_vllms_graphs_replay_other_batches(tokens: int, dtype: torch.dtype, publ
     both.specialised = False  # one graph for any number of adapters
     draw = torch.Generator().manual_seed(5)
     batches = [torch.randint(-1, 4, (tokens,), generator=draw).tolist() for _ in range(3)]
-    batches += [[2] * tokens, [-1] * (tokens - 1) + [3], [0] + [-1] * (tokens - 1), batches[0]]
+    batches += [[1] * tokens, [-1] * (tokens - 1) + [3], [0] + [-1] * (tokens - 1), batches[0]]
 
     both.refill(batches[0])
     graph = captured(lambda: both.run("ours", x, h, output))

@@ -160,6 +160,7 @@ def test_graphs_batches_end_with_empty_segments(layout: str) -> None:
         serving, info = backend(), batch_info(static=True)
         info.seg_indptr = torch.arange(9, dtype=torch.int32, device=DEVICE)
         eager = batch_info()
+        eager.seg_indptr = torch.arange(9, dtype=torch.int32, device=DEVICE)
         before = eager.seg_indptr.clone()
         assert serving.prepare_lora_batch(info, indptr=[0, 3, 7]) == "prepared"
         tail = [7] * 6 if layout == OLD else [3, 4, 5, 6, 7, 8]
