@@ -215,7 +215,7 @@ def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) ->
         row = _smaller(draw, kind, row)
     splits = "shrink_split_k" if kind.op == "add_lora" else "split_k"
     named = dict(zip(rules.FIELD_NAMES[kind.op], row))
-    while named.get(splits, 1) > 1 and _programs(dataclasses.replace(kind, config=row)) > scale.most_programs:
+    while named.get(splits, 1) > 2 and _programs(dataclasses.replace(kind, config=row)) > scale.most_programs:
         named[splits] //= 2
         row = tuple(named.values())
     return row

@@ -13,14 +13,15 @@ from triton.runtime import interpreter
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Twice as quick: Triton's language is patched once a launch, not at every call of one jitted function by another,
-    and integer operations are not done a second time in int64 to see whether they overflow (`watchful` has that back).
+    """Twice as quick: Triton's language is patched once a launch, not at every call of one jitted function by another;
+    integer operations are not done a second time in int64 to see whether they overflow (`watchful` has that back); and
+    tensors, which are all on the CPU, are not copied onto themselves after each launch.
     """
     patch_lang, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched: set[tuple[int, ...]] = set()
+    patched: set[tuple[bool, bool]] = set()
 
     def patch_once(fn: Any) -> Any:
-        languages = tuple(sorted(id(each) for each in fn.__globals__.values() if each in (interpreter.tl, interpreter.tl.core)))
+        languages = interpreter.tl in fn.__globals__.values(), interpreter.tl.core in fn.__globals__.values()
         if languages in patched:
             return None
         patched.add(languages)
@@ -33,6 +34,8 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patch_once)
         patch.setattr(interpreter.GridExecutor, "__call__", start)
+        patch.setattr(interpreter.GridExecutor, "_init_args_hst", lambda _, *given: given)
+        patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
         patch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
         yield
 

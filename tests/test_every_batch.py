@@ -83,6 +83,8 @@ KINDS: dict[str, dict[str, object]] = {
     "shrink, h allocated": {"op": "shrink", "given_out": False},
     "shrink, split": {"op": "shrink", "config": "split"},
     "shrink, padded": {"op": "shrink", "padded": True},
+    "shrink, padded and split": {"op": "shrink", "padded": True, "config": "split"},
+    "shrink, several tiles of a segment": {"op": "shrink", "config": "split", "mix": "one", "chunk_size": 24},
     "expand": {"op": "expand"},
     "add_lora": {},
     "add_lora, split": {"config": "split", "grouping": "on the device"},
