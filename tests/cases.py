@@ -1,8 +1,8 @@
 """Cases: one call of an operation each, by all that can differ from one to the next, drawn at random.
 
-A case is numbers and words only, so that one line repeats it. It is drawn in two parts: the kind, which decides what is
-compiled (dimensions, strides, layout, config), and the batch (rows, adapters, how they are grouped), of which a kind can
-have many. What draws is a `random.Random`, or hypothesis in the guise of one.
+A case is numbers and words only, so that one line repeats it. It is drawn in two parts: the kind, which decides what
+is compiled (dimensions, strides, layout, config), and the batch (rows, adapters, how they are grouped), of which a kind
+can have many. What draws is a `random.Random`, or hypothesis in the guise of one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SMALL = Scale(
 )
 TINY = SMALL._replace(tokens=SMALL.tokens[:-3], loras=(1, 2, 3, 4), most_programs=16)
 LARGE = Scale(
-    input_dims=(1, 8, 61, 64, 72, 128, 200, 256, 512, 1000, 1024, 1536, 2048, 2049, 3072, 4096, 5120, 8192, 12345, 14336),
+    input_dims=(1, 8, 61, 64, 72, 128, 200, 256, 512, 1000, 1024, 1536, 2048, 2049, 3072, 4096, 8192, 12345, 14336),
     widths=(0, 1, 5, 8, 9, 16, 40, 64, 65, 96, 128, 256, 500, 512, 1000, 1024, 2048, 2049, 3072, 4096, 8192, 12345),
     max_ranks=(1, 2, 3, 4, 7, 8, 8, 12, 16, 16, 24, 32, 32, 40, 48, 64, 64, 96, 128, 200, 256),
     chunk_sizes=(1, 7, 8, 16, 16, 16, 24, 32, 32, 64, 64, 128, 128, 200, 256),
@@ -202,8 +202,8 @@ def _rank(draw: random.Random, max_rank: int) -> int:
 def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) -> rules.Row:
     """A config from the kind's source, cut down to what the device can run."""
     if kind.source == "a row":
-        rows = [row for rows in dispatch.tables().rows.values() for key, row in rows.items() if key[0] == kind.op and row]
-        row = draw.choice(rows)
+        tuned = (item for rows in dispatch.tables().rows.values() for item in rows.items())
+        row = draw.choice([row for key, row in tuned if key[0] == kind.op and row])
     elif kind.source == "the default":
         row = configs.to_row(configs.default_config(kind.key, limits))
     else:
@@ -238,10 +238,12 @@ def _value(draw: random.Random, kind: Case, field: rules.Field) -> Any:
 def _smaller(draw: random.Random, kind: Case, row: rules.Row) -> rules.Row:
     """The row with one field drawn nearer to its least; a register cap is dropped, a flag cleared."""
     named = dict(zip(rules.FIELD_NAMES[kind.op], row))
-    fields = [field for field in rules.FIELDS[kind.op] if named[field.name] not in (None, False, field.least)]
-    field = draw.choice(fields)
+    least: dict[str, Any] = {
+        f.name: None if f.optional else False if f.boolean else f.least for f in rules.FIELDS[kind.op]
+    }
+    field = draw.choice([field for field in rules.FIELDS[kind.op] if named[field.name] != least[field.name]])
     value: Any = named[field.name]
-    named[field.name] = None if field.optional else False if field.boolean else max(field.least, value // 2)
+    named[field.name] = least[field.name] if field.optional or field.boolean else max(field.least, value // 2)
     return tuple(named.values())
 
 
@@ -259,7 +261,9 @@ def _cells(kind: Case, part: str, fields: dict[str, Any]) -> int:
     return max(1, sum(-(-width // wide) for width in kind.widths))
 
 
-def drawn(seed: int, count: int, batches: int, scale: Scale, dtypes: Sequence[str], limits: rules.Limits) -> Iterator[list[Case]]:
+def drawn(
+    seed: int, count: int, batches: int, scale: Scale, dtypes: Sequence[str], limits: rules.Limits
+) -> Iterator[list[Case]]:
     """`count` cases, by kinds of `batches` cases each."""
     for number in range(-(-count // batches)):
         draw = random.Random(f"{seed}, {number}")

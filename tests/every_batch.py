@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--cases", type=int, default=10_000, metavar="N", help="how many (10,000)")
     add("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
     on_gpu = DEVICE.type == "cuda"
-    add("--batches", type=int, default=10 if on_gpu else 1, metavar="N", help="of each kind of call (10; interpreted 1)")
+    add("--batches", type=int, default=10 if on_gpu else 1, metavar="N", help="of each kind (10; interpreted 1)")
     add("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="(one a processor)")
     add("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many, whatever is done")
     add("--case", metavar="JSON", help="only this one, in this process")

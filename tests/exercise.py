@@ -181,8 +181,8 @@ def _expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Ten
     if case.op != "expand":
         h = reference.lora_shrink(inputs, a, segments, len(case.widths), padded=padded)
         if case.op == "shrink":
-            sizes = reference.lora_shrink(inputs.float() ** 2, a.float() ** 2, segments, len(case.widths), padded=padded)
-            return h, sizes.sqrt()
+            squares = inputs.float() ** 2, a.float() ** 2
+            return h, reference.lora_shrink(*squares, segments, len(case.widths), padded=padded).sqrt()
         h = h.to(inputs.dtype)
     base = output._view(output._kept.view(inputs.dtype))
     result = reference.lora_expand(h, b, segments, offsets, base, padded=padded)
@@ -211,7 +211,7 @@ def _judge_inputs(operands: Operands) -> None:
 
 
 def _judge_stages(case: Case, operands: Operands, made: list[Fenced]) -> None:
-    """Partials and stages have the numbers of the batch's rows, by position, slice i from i · max_rank on; and no more."""
+    """Partials and stages have the numbers of the batch's rows, by position, slice i from i · max_rank on; no more."""
     if not made:
         return
     (stage,) = made

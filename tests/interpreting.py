@@ -36,7 +36,8 @@ def quick() -> Iterator[None]:
         patch.setattr(interpreter.GridExecutor, "__call__", start)
         patch.setattr(interpreter.GridExecutor, "_init_args_hst", lambda _, *given: given)
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
-        patch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def made() -> Iterator[list[Fenced]]:
 @settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck])
 @given(st.randoms(use_true_random=False))
 def test_every_batch(draw: random.Random) -> None:
-    """Whatever the dimensions, strides, layout, config, adapters and grouping: right, repeatable, nothing else touched."""
+    """Whatever dimensions, strides, layout, config, adapters and grouping: right, repeatable, nothing else touched."""
     case = cases.draw_batch(draw, cases.draw_kind(draw, cases.TINY, DTYPES, H200), cases.TINY)
     note(case.line())
     with fresh_memory() as memory:
@@ -104,57 +105,52 @@ def poke(tensor: torch.Tensor, at: int) -> None:
     whole.fill_(2.0)
 
 
-def last_row(tensor: torch.Tensor) -> int:
-    return int((tensor.shape[0] - 1) * tensor.stride(0))
-
-
-# What a kernel that does a little too much would leave behind, in its output (or stage, which is one row of numbers).
-ROWS = 19 + 2
-POKES: dict[str, tuple[str, Callable[[torch.Tensor], int]]] = {
-    "a row after the last": ("output", lambda out: last_row(out) + out.stride(0)),
-    "a row before the first": ("output", lambda out: -out.stride(0)),
-    "a row without an adapter": ("output", last_row),
-    "a column after the last": ("output", lambda out: out.shape[1]),
-    "a column past the rank": ("h", lambda h: h.stride(0) + 2 * 5),  # row 1 has the adapter of rank 5, packed
-    "a position after the last, in the stage": ("stage", lambda stage: stage.numel()),
-    "a number before the first, in the stage": ("stage", lambda _: -1),
-    "a column past the rank, in the stage": ("stage", lambda stage: stage.numel() - 1),  # of the adapter of rank 5
+# Where a kernel that does a little too much would leave something: in an output, by its shape and the distance of its
+# rows; row 1 has the adapter of rank 5, and the last rows have none.
+IN_AN_OUTPUT: dict[str, Callable[[torch.Tensor], int]] = {
+    "a row after the last": lambda out: out.shape[0] * out.stride(0),
+    "a row before the first": lambda out: -out.stride(0),
+    "a row without an adapter": lambda out: (out.shape[0] - 1) * out.stride(0),
 }
+IN_H = {**IN_AN_OUTPUT, "a column past the rank": lambda out: out.stride(0) + 2 * 5}
+IN_BASE = {**IN_AN_OUTPUT, "a column after the last": lambda out: out.shape[1]}
+IN_A_STAGE: dict[str, Callable[[torch.Tensor], int]] = {
+    "a position after the last, in the stage": lambda stage: stage.numel(),
+    "a number before the first, in the stage": lambda _: -1,
+    "a column past the rank, in the stage": lambda stage: stage.numel() - 1,
+}
+POKES = [
+    *(("shrink", shrink.ShrinkLaunch, 2, name, at) for name, at in IN_H.items()),
+    *(("shrink, h allocated", shrink.ShrinkLaunch, 2, name, at) for name, at in IN_H.items()),
+    *(("shrink, split", shrink._SumLaunch, 1, name, at) for name, at in IN_H.items()),
+    *(("shrink, split", shrink.ShrinkLaunch, 2, name, at) for name, at in IN_A_STAGE.items()),
+    *(("expand", expand.ExpandLaunch, 2, name, at) for name, at in IN_BASE.items()),
+    *(("add_lora, split", expand.ExpandLaunch, 2, name, at) for name, at in IN_BASE.items()),
+    *(("add_lora", shrink.ShrinkLaunch, 2, name, at) for name, at in IN_A_STAGE.items()),
+    *(("add_lora, split", shrink.ShrinkLaunch, 2, name, at) for name, at in IN_A_STAGE.items()),
+]
 
 
-@pytest.mark.parametrize(("where", "at"), POKES.values(), ids=POKES)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("kind", "launched", "operand", "at"), [(*poke[:3], poke[4]) for poke in POKES],
+                         ids=[f"{poke[0]}: {poke[3]}" for poke in POKES])  # fmt: skip
 def test_a_store_too_many_is_noticed(
-    kind: dict[str, object],
-    where: str,
+    kind: str,
+    launched: type[launch.Launch],
+    operand: int,
     at: Callable[[torch.Tensor], int],
     made: list[Fenced],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One number beyond the output, between its rows, in a row of nobody's, in the stage past its end or a rank."""
-    case = a_case(**kind)
-    launches = {"output": (shrink.ShrinkLaunch if case.op == "shrink" else expand.ExpandLaunch), "h": shrink.ShrinkLaunch}
-    cls = launches.get(where, shrink.ShrinkLaunch)
-    split = kind.get("config") == "split"
-    staged = case.op == "add_lora" or (case.op == "shrink" and split)
-    if where == "stage" and not staged:
-        pytest.skip("has no stage")
-    if where == "h" and (case.op != "shrink" or case.padded):
-        pytest.skip("writes no packed h")
-    if case.op == "shrink" and split and where != "stage":
-        cls = shrink._SumLaunch
-    if at is POKES["a column after the last"][1] and case.op == "shrink":
-        pytest.skip("h has no columns between its rows")
-    start = cls.start
+    start = launched.start
 
-    def and_poke(self: object, on: object, first: torch.Tensor, second: torch.Tensor, third: torch.Tensor, *rest: object):
-        start(self, on, first, second, third, *rest)
-        written = second if cls is shrink._SumLaunch else third
-        poke(written, at(written))
+    def and_poke(self: launch.Launch, on: int | None, *operands: Any) -> None:
+        start(self, on, *operands)
+        poke(operands[operand], at(operands[operand]))
 
-    monkeypatch.setattr(cls, "start", and_poke)
+    monkeypatch.setattr(launched, "start", and_poke)
     with pytest.raises(AssertionError, match="has changed where it must not"):
-        exercise.check(case, HERE, made)
+        exercise.check(a_case(**KINDS[kind]), HERE, made)
 
 
 def test_numbers_that_are_read_before_they_are_written_are_noticed(
@@ -282,7 +278,8 @@ def test_a_run_finds_the_case_that_fails(monkeypatch: pytest.MonkeyPatch, capsys
             self.closed = True
 
     monkeypatch.setattr(every_batch, "Farm", Fragile)
-    monkeypatch.setattr(every_batch, "drawn", lambda *_: iter([[a_case(seed=n) for n in (1, 2)], [deadly, a_case(seed=4)]]))
+    groups = [[a_case(seed=1), a_case(seed=2)], [deadly, a_case(seed=4)]]
+    monkeypatch.setattr(every_batch, "drawn", lambda *_: groups)
     assert every_batch.run(0, 4, 2, 2, float("inf")) == 1
     said = capsys.readouterr().out
     assert said.count("FAILED") == 1
