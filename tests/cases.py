@@ -19,7 +19,7 @@ from csgmv.tuning import space
 
 MIXES = ("random", "runs", "turns", "one", "some", "none")
 GROUPINGS = ("tokens", "sequences", "on the device", "refilled", "refilled on the device", "other adapters")
-SOURCES = ("the table's", "the default", "a row", "the tuning space", "any")
+SOURCES = ("the table", "the default", "a row", "the tuning space", "any")
 TENSORS = ("x", "lora_a", "lora_b", "base_output")
 
 
@@ -166,7 +166,7 @@ def draw_kind(draw: random.Random, scale: Scale, dtypes: Sequence[str], limits: 
         config=None,
         source=draw.choice(SOURCES),
     )
-    return kind if kind.source == "the table's" else dataclasses.replace(kind, config=_row(draw, kind, scale, limits))
+    return kind if kind.source == "the table" else dataclasses.replace(kind, config=_row(draw, kind, scale, limits))
 
 
 def draw_batch(draw: random.Random, kind: Case, scale: Scale) -> Case:

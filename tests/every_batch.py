@@ -70,14 +70,18 @@ class Checker:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        stack = contextlib.ExitStack()  # entered for as long as the process lives
-        self._made = stack.enter_context(fences.fresh_memory())
+        self._entered = contextlib.ExitStack()  # for as long as the process lives
+        self._made = self._entered.enter_context(fences.fresh_memory())
         if launch.INTERPRETED:
-            stack.enter_context(interpreting.quick())
+            self._entered.enter_context(interpreting.quick())
 
     def check(self, lines: Sequence[str]) -> list[str]:
         """What is wrong with each case, "" where nothing is; raises where the GPU is of no use any more."""
         return [self._fault(cases.read(line)) for line in lines]
+
+    def close(self) -> None:
+        """Leave what was entered."""
+        self._entered.close()
 
     def healthy(self) -> bool:
         """Whether the next case stands a chance."""
@@ -185,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.case is None:
         return run(given.seed, given.cases, given.batches, given.processes, given.seconds)
-    (fault,) = Checker().check([given.case])
+    checker = Checker()
+    (fault,) = checker.check([given.case])
+    checker.close()
     print(fault or "all well")
     return 1 if fault else 0
 

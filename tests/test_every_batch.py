@@ -63,7 +63,7 @@ def a_case(**changes: object) -> Case:
         "unaligned": "",
         "given_out": True,
         "config": None,
-        "source": "the table's",
+        "source": "the table",
         "num_tokens": 19,
         "idle_rows": 2,
         "ranks": (8, 5),

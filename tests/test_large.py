@@ -191,18 +191,19 @@ def test_adapters_of_lora_b_far_apart(config: ExpandConfig) -> None:
     assert_close(base, reference.lora_expand(h, b[-1:], one, (0, 24, 64), before), DTYPE)
 
 
-def test_a_slice_of_lora_b_far_from_the_first() -> None:
-    """Its second slice begins at 2^23 rows of 256. The first slice is of another tensor's making: an adapter has one
-    width for all, so rows of base_output are 2^23 wide; the first slice's result is not looked at. GPU: 4.4 GB.
-    """
+@pytest.mark.parametrize("slices", [1, 2])
+def test_rows_of_lora_b_far_apart(slices: int) -> None:
+    """Row 2^23 of rank 256: within a slice, and where a second slice begins. GPU: 4.4 GB."""
     wide, columns = 2**23, 48
-    b, base, h = reserved(1, wide + columns, 256), reserved(1, wide + columns), normal(1, 2 * 256)
+    offsets = (0, *[wide][: slices - 1], wide + columns)
+    b, base, h = reserved(1, wide + columns, 256), reserved(1, wide + columns), normal(1, slices * 256)
     b[0, wide:] = normal(columns, 256, scale=0.06)
     segments = Segments.from_sequences([1], [0], [250], [0.5], chunk_size=16, device=DEVICE)
     config = ExpandConfig(16, 256, 256, column_tiles=64, num_warps=8, num_stages=1)
     with only_the_last_program() if DEVICE == "cpu" else contextlib.nullcontext():
-        lora_expand(h, b, segments, (0, wide, wide + columns), base, config=config)
-    expected = 0.5 * h[:, 250:500].float() @ b[0, wide:, :250].float().T
+        lora_expand(h, b, segments, offsets, base, config=config)
+    first = 250 * (slices - 1)
+    expected = 0.5 * h[:, first : first + 250].float() @ b[0, wide:, :250].float().T
     assert_close(base[:, wide:], expected, DTYPE)
 
 
