@@ -17,7 +17,7 @@ from csgmv import config as configs
 from csgmv import dispatch, rules
 from csgmv.tuning import space
 
-MIXES = ("random", "runs", "turns", "one", "some", "none")
+MIXES = ("random", "runs", "prompts", "turns", "one", "some", "none")
 GROUPINGS = ("tokens", "sequences", "on the device", "refilled", "refilled on the device", "other adapters")
 SOURCES = ("the table", "the default", "a row", "the tuning space", "any")
 TENSORS = ("x", "lora_a", "lora_b", "base_output")
@@ -50,7 +50,7 @@ SMALL = Scale(
     chunk_sizes=(1, 3, 8, 16, 16, 24, 32, 64, 128, 200),
     tokens=(0, 1, 1, 2, 3, 5, 8, 13, 16, 17, 24, 33, 40, 64, 90, 150, 300),
     loras=(1, 1, 2, 3, 4, 6, 9),
-    most_programs=100,
+    most_programs=32,
     most_numbers=2**20,
 )
 TINY = SMALL._replace(tokens=SMALL.tokens[:-3], loras=(1, 2, 3, 4), most_programs=16)
@@ -130,6 +130,9 @@ class Case:
             return [one if draw.random() < 0.1 else -1 for _ in range(self.num_tokens)]
         if self.mix == "turns":
             return [token % len(self.ranks) for token in range(self.num_tokens)]
+        if self.mix == "prompts":  # of 128 tokens each
+            prompts = -(-self.num_tokens // 128)
+            return [slot for _ in range(prompts) for slot in [draw.randrange(len(self.ranks))] * 128][: self.num_tokens]
         if self.mix == "random":
             return [draw.choice(slots) for _ in range(self.num_tokens)]
         ids: list[int] = []

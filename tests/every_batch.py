@@ -7,6 +7,8 @@ are dealt to processes, one a processor, that share the GPU and Triton's cache o
 interpreted, and cases are small. For each failure the line that repeats it is printed:
 
     python tests/every_batch.py --case '{"op": "shrink", …}'
+
+and with `--published` the cases are those of `published`, which only a GPU gets through.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import cases
 import exercise
 import fences
 import interpreting
+import published
 from cases import Case
 from csgmv import dispatch, launch, rules
 from csgmv.tuning.worker import Failure, Farm
@@ -150,12 +153,12 @@ def summary(done: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-def run(seed: int, count: int, batches: int, processes: int, seconds: float) -> int:
-    """A run; its exit status: 1 if a case failed or none was done."""
+def run(groups: Sequence[Sequence[Case]], processes: int, seconds: float) -> int:
+    """A run; its exit status: 1 if a case failed, or not all were done."""
     started = reported = time.monotonic()
     farm = Farm(processes, Checker)
     try:
-        under_way = Run(farm, list(drawn(seed, count, batches)))
+        under_way = Run(farm, groups)
         for _ in under_way.results():
             now, done = time.monotonic(), len(under_way.done)
             if now - started > seconds:
@@ -171,8 +174,8 @@ def run(seed: int, count: int, batches: int, processes: int, seconds: float) -> 
     print(summary(under_way.done))
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "interpreted"
     took = time.monotonic() - started
-    print(f"{done:,} cases, {failed} failed ({where}, seed {seed}, {took:.0f} s, {processes} processes)", flush=True)
-    return 1 if failed or not done else 0
+    print(f"{done:,} cases, {failed} failed ({where}, {took:.0f} s, {processes} processes)", flush=True)
+    return 1 if failed or done < under_way.total else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,10 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--batches", type=int, default=10 if on_gpu else 1, metavar="N", help="of each kind (10; interpreted 1)")
     add("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="(one a processor)")
     add("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many, whatever is done")
+    add("--published", action="store_true", help="the shapes that published tests go through")
     add("--case", metavar="JSON", help="only this one, in this process")
     given = parser.parse_args(arguments)
     if given.case is None:
-        return run(given.seed, given.cases, given.batches, given.processes, given.seconds)
+        some = published.groups() if given.published else list(drawn(given.seed, given.cases, given.batches))
+        return run(some, given.processes, given.seconds)
     checker = Checker()
     (fault,) = checker.check([given.case])
     checker.close()

@@ -40,6 +40,12 @@ class Operands:
     used: torch.Tensor
     own: torch.Tensor
 
+    def due(self, case: Case) -> torch.Tensor:
+        """Which numbers of the output the call is to write: bool, of its shape."""
+        if case.op == "shrink":
+            return self.own
+        return self.used[:, None].expand(-1, sum(case.widths))
+
 
 def check(case: Case, device: torch.device, made: list[Fenced]) -> None:
     """Raise AssertionError, or what the call raises, unless the case comes out right; `made` is `fresh_memory`'s."""
@@ -47,7 +53,7 @@ def check(case: Case, device: torch.device, made: list[Fenced]) -> None:
     with rows_alike() if alike else contextlib.nullcontext():
         operands = prepare(case, device)
         made.clear()
-        result = _call(case, operands)
+        result = call(case, operands)
         output = operands.output or made.pop(0)
         assert result.data_ptr() == output.tensor.data_ptr(), "returned something else than what it wrote"
         _judge(case, operands, output)
@@ -103,10 +109,10 @@ def prepare(case: Case, device: torch.device) -> Operands:
         output = memory("base_output", rows, width)
     for each in (inputs, lora_a, lora_b, *([output] if output else [])):
         each.keep()
-    return Operands(inputs, lora_a, lora_b, output, _fenced(_segments(case, device), rows, loras, case), used, own)
+    return Operands(inputs, lora_a, lora_b, output, _fenced(segments_of(case, device), rows, loras, case), used, own)
 
 
-def _segments(case: Case, device: torch.device) -> Segments:
+def segments_of(case: Case, device: torch.device) -> Segments:
     """The batch, by the case's way to make it."""
     ids, ranks, scalings = case.ids(), list(case.ranks), list(case.scalings)
     how: dict[str, Any] = {"chunk_size": case.chunk_size, "device": device}
@@ -155,7 +161,8 @@ def _fenced(segments: Segments, rows: int, loras: int, case: Case) -> Segments:
     )
 
 
-def _call(case: Case, operands: Operands) -> torch.Tensor:
+def call(case: Case, operands: Operands) -> torch.Tensor:
+    """Make the call; what it returns."""
     config: Any = None if case.config is None else configs.from_row(case.op, case.config)
     how: dict[str, Any] = {"padded": case.padded, "config": config, "batch_invariant": case.batch_invariant}
     inputs, a, b = operands.inputs.tensor, operands.lora_a.tensor, operands.lora_b.tensor
@@ -168,7 +175,7 @@ def _call(case: Case, operands: Operands) -> torch.Tensor:
     return add_lora(output.tensor, inputs, a, b, segments, offsets, **how)
 
 
-def _expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Tensor, torch.Tensor]:
     """The result in float32, with h rounded to the dtype as it is documented; and its size without cancellation.
 
     The latter is what a row's norm comes to where the products of a sum are of random signs. Where there are few of
@@ -184,7 +191,7 @@ def _expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Ten
             squares = inputs.float() ** 2, a.float() ** 2
             return h, reference.lora_shrink(*squares, segments, len(case.widths), padded=padded).sqrt()
         h = h.to(inputs.dtype)
-    base = output._view(output._kept.view(inputs.dtype))
+    base = output.before()
     result = reference.lora_expand(h, b, segments, offsets, base, padded=padded)
     sizes = reference.lora_expand(h.float() ** 2, b.float() ** 2, squared, offsets, base.float() ** 2, padded=padded)
     return result, sizes.sqrt()
@@ -192,22 +199,23 @@ def _expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Ten
 
 def _judge(case: Case, operands: Operands, output: Fenced) -> None:
     """The output is right where it is due, and as it was elsewhere; so are the inputs."""
-    due = operands.own if case.op == "shrink" else operands.used[:, None].expand_as(output.tensor)
-    expected, sizes = (each.masked_fill(~due, 0.0) for each in _expected(case, operands, output))
-    got = output.tensor.float().masked_fill(~due, 0.0)
+    due = operands.due(case)
     assert output.intact(due), "the output has changed where it must not"
-    assert bool(got.isfinite().all()), f"{int((~got.isfinite()).sum())} numbers of the output are not finite"
-    assert bool(expected.isfinite().all()), "the reference is not finite"
-    norm = torch.maximum(expected.norm(dim=-1), sizes.norm(dim=-1))
-    beyond = (got - expected).norm(dim=-1) - TOLERANCE[output.tensor.dtype] * norm
-    worst = beyond.max().item() if beyond.numel() else 0.0
-    assert worst <= 1e-6, f"row {int(beyond.argmax())} is off by {worst:.2e} beyond the tolerance"
-    _judge_inputs(operands)
-
-
-def _judge_inputs(operands: Operands) -> None:
+    judge(output.tensor, due, *expected(case, operands, output))
     for name in ("inputs", "lora_a", "lora_b"):
         assert getattr(operands, name).intact(), f"{name} has changed"
+
+
+def judge(got: torch.Tensor, due: torch.Tensor, wanted: torch.Tensor, sizes: torch.Tensor) -> None:
+    """What was due is as `expected` says, row by row, within the tolerance of the dtype."""
+    number = got.float().masked_fill(~due, 0.0)
+    wanted, sizes = wanted.masked_fill(~due, 0.0), sizes.masked_fill(~due, 0.0)
+    assert bool(number.isfinite().all()), f"{int((~number.isfinite()).sum())} numbers of the output are not finite"
+    assert bool(wanted.isfinite().all()), "the reference is not finite"
+    norm = torch.maximum(wanted.norm(dim=-1), sizes.norm(dim=-1))
+    beyond = (number - wanted).norm(dim=-1) - TOLERANCE[got.dtype] * norm
+    worst = beyond.max().item() if beyond.numel() else 0.0
+    assert worst <= 1e-6, f"row {int(beyond.argmax())} is off by {worst:.2e} beyond the tolerance"
 
 
 def _judge_stages(case: Case, operands: Operands, made: list[Fenced]) -> None:
@@ -237,9 +245,9 @@ def _repeat(case: Case, operands: Operands, output: Fenced, made: list[Fenced], 
     output.restore()
     made.clear()
     with backwards() if launch.INTERPRETED else contextlib.nullcontext():
-        again = _call(case, operands)
+        again = call(case, operands)
     fresh = made.pop(0) if operands.output is None else output
-    assert fresh.intact(operands.own if case.op == "shrink" else operands.used[:, None].expand_as(again))
+    assert fresh.intact(operands.due(case)), "the output has changed where it must not, the second time"
     assert torch.equal(bits(again), first), "the same call gives other bits"
     _judge_stages(case, operands, made)
 
@@ -254,7 +262,7 @@ def _alone(case: Case, operands: Operands, first: torch.Tensor, device: torch.de
     dtype = operands.inputs.tensor.dtype
 
     def one(fenced: Fenced, name: str, extra: int) -> Fenced:
-        kept = fenced._view(fenced._kept.view(dtype))
+        kept = fenced.before()
         shift = int(case.unaligned == name)
         other = Fenced((1, kept.shape[1]), dtype, device, extra=extra, shift=shift)
         other.tensor.copy_(kept[row : row + 1])
@@ -263,6 +271,6 @@ def _alone(case: Case, operands: Operands, first: torch.Tensor, device: torch.de
     inputs = one(operands.inputs, "x", 0 if case.op == "expand" else case.x_extra)
     output = operands.output and one(operands.output, "base_output", 0 if case.op == "shrink" else case.base_extra)
     alone = dataclasses.replace(operands, inputs=inputs, output=output, segments=segments)
-    got = bits(_call(dataclasses.replace(case, chunk_size=chunk_size), alone))[0]
-    due = operands.own[row] if case.op == "shrink" else torch.ones_like(got, dtype=torch.bool)
+    got = bits(call(dataclasses.replace(case, chunk_size=chunk_size), alone))[0]
+    due = operands.due(case)[row]
     assert torch.equal(got[due], first[row][due]), f"row {row} has other bits in a batch of its own"

@@ -57,14 +57,17 @@ class Fenced:
         """From here on `intact` and `changed` compare with what is here now."""
         self._kept = self._storage.clone()
 
+    def before(self) -> torch.Tensor:
+        """The tensor as it was kept."""
+        return self._view(self._kept.view(self.tensor.dtype))
+
     def restore(self) -> None:
         """What was kept is back."""
         self._storage.copy_(self._kept)
 
-    def changed(self) -> torch.Tensor:
-        """Which elements of the tensor have changed."""
-        changed: torch.Tensor = self._view(self._storage) != self._view(self._kept)
-        return changed
+    def meant(self) -> torch.Tensor:
+        """Which elements of the tensor have been given a number: bool, of its shape."""
+        return bits(self.tensor) != _POISON[self.tensor.dtype][1]
 
     def intact(self, written: torch.Tensor | None = None) -> bool:
         """Whether all that was kept is still there, in the tensor, between its rows and around it.

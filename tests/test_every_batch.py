@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import cases
 import every_batch
 import exercise
+import published
 from batches import DEVICE
 from cases import Case
 from csgmv import config as configs
@@ -279,10 +281,36 @@ def test_a_run_finds_the_case_that_fails(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(every_batch, "Farm", Fragile)
     groups = [[a_case(seed=1), a_case(seed=2)], [deadly, a_case(seed=4)]]
-    monkeypatch.setattr(every_batch, "drawn", lambda *_: groups)
-    assert every_batch.run(0, 4, 2, 2, float("inf")) == 1
+    assert every_batch.run(groups, 2, float("inf")) == 1
     said = capsys.readouterr().out
     assert said.count("FAILED") == 1
     assert f"FAILED: crashed with exit status -11\n  python tests/every_batch.py --case '{deadly.line()}'" in said
     assert "4 cases, 1 failed" in said
     assert "operation: add_lora 4" in said
+
+
+@pytest.mark.gpu
+def test_published_shapes() -> None:
+    """All that vLLM's and sglang's tests of such kernels go through, in float16 and bfloat16, to our tolerances."""
+    assert every_batch.run(published.groups(), len(os.sched_getaffinity(0)), float("inf")) == 0
+
+
+def test_published_shapes_are_all_there() -> None:
+    """Hidden sizes from 2 to 128,256, every rank, number of adapters and of slices that either of them has."""
+    cases_of = [case for group in published.groups() for case in group]
+    widths = {width for case in cases_of for width in case.widths}
+    assert {2, 2049, 12345, 128256} <= widths
+    assert {case.input_dim for case in cases_of} >= widths - {1024, 4096}
+    assert {case.max_rank for case in cases_of} == {*published.RANKS}
+    assert {1, 4, 8, 32, 128} == {len(case.ranks) for case in cases_of}
+    assert {(case.op, case.dtype) for case in cases_of} == {
+        (op, dtype) for op in rules.OPS for dtype in published.DTYPES
+    }
+    assert {len(case.widths) for case in cases_of} == {1, 2, 3, 4}
+    assert len({*cases_of}) == len(cases_of) > 6000
+
+
+def test_a_published_shape(made: list[Fenced]) -> None:
+    """One of the smallest, made as the others are."""
+    small = next(case for case in published.vllm() if case.input_dim == 4 and case.dtype == "float16")
+    exercise.check(cases.dataclasses.replace(small, num_tokens=20), HERE, made)
