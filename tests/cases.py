@@ -30,6 +30,8 @@ class Scale(NamedTuple):
         input_dims, widths, max_ranks, chunk_sizes, tokens, loras: what is drawn from.
         most_programs: of one launch, but for batches of a single segment.
         most_numbers: of one weight tensor, but for those of a single adapter.
+        most_loaded: numbers that a thread loads for one step or tile: with very many a kernel spills, and compiling it
+            takes longer than all else. Rows of the table and defaults have what they have.
     """
 
     input_dims: Sequence[int]
@@ -40,6 +42,7 @@ class Scale(NamedTuple):
     loras: Sequence[int]
     most_programs: int
     most_numbers: int
+    most_loaded: int
 
 
 # Interpreted, a program takes some milliseconds.
@@ -52,6 +55,7 @@ SMALL = Scale(
     loras=(1, 1, 2, 3, 4, 6, 9),
     most_programs=32,
     most_numbers=2**20,
+    most_loaded=2**30,
 )
 TINY = SMALL._replace(tokens=SMALL.tokens[:-3], loras=(1, 2, 3, 4), most_programs=16)
 LARGE = Scale(
@@ -63,6 +67,7 @@ LARGE = Scale(
     loras=(1, 1, 2, 3, 4, 6, 8, 9, 16, 32, 100, 128),
     most_programs=2**20,
     most_numbers=2**24,
+    most_loaded=320,
 )
 
 
@@ -214,7 +219,8 @@ def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) ->
     if kind.batch_invariant:
         low = configs.with_block_m(configs.from_row(kind.op, row), dispatch.INVARIANT_BLOCK_M)
         row = configs.to_row(low)
-    while rules.resource_fault(row, kind.key, limits):
+    plain = kind.source in ("a row", "the default")
+    while rules.resource_fault(row, kind.key, limits) or not (plain or _loaded(kind, row) <= scale.most_loaded):
         row = _smaller(draw, kind, row)
     splits = "shrink_split_k" if kind.op == "add_lora" else "split_k"
     named = dict(zip(rules.FIELD_NAMES[kind.op], row))
@@ -236,6 +242,20 @@ def _value(draw: random.Random, kind: Case, field: rules.Field) -> Any:
     if field.power_of_two:
         return draw.choice([size for size in range(field.least, field.most + 1) if size & (size - 1) == 0])
     return draw.randint(field.least, min(field.most, draw.choice((4 * field.least, field.most))))
+
+
+def _loaded(kind: Case, row: rules.Row) -> int:
+    """Numbers that a thread loads for one step of shrink, or one tile of expand, whichever are more."""
+    most = 0
+    for part, _, fields in rules.parts(kind.op, row):
+        m, n, k = fields["block_m"], fields["block_n"], fields["block_k"]
+        if part == "shrink":
+            numbers = (m + rules.shrink_columns(n, fields["column_tiles"], kind.key)) * k
+        else:
+            k = rules.rank_step(k, kind.max_rank)
+            numbers = (m + n) * k + m * n
+        most = max(most, numbers // (32 * fields["num_warps"]))
+    return most
 
 
 def _smaller(draw: random.Random, kind: Case, row: rules.Row) -> rules.Row:

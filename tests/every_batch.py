@@ -1,4 +1,4 @@
-"""A long run of cases drawn at random, each judged by `exercise`: on a GPU ten thousand in some five minutes.
+"""A long run of cases drawn at random, each judged by `exercise`; it says how long it will take.
 
     python tests/every_batch.py --cases 10000 --seed 0
 
@@ -37,8 +37,9 @@ from csgmv import dispatch, launch, rules
 from csgmv.tuning.worker import Failure, Farm
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-LIMIT_SECONDS = 300.0  # for the cases of a kind; a kernel of the largest tiles compiles for half a minute
+LIMIT_SECONDS = 300.0  # for the cases of a kind, most of it for compiling
 REPORT_SECONDS = 10.0
+MOST_KEPT = 1 << 30  # bytes of GPU memory that a process keeps from case to case
 COUNTED: dict[str, Callable[[Case], object]] = {
     "operation": lambda case: case.op,
     "dtype": lambda case: case.dtype,
@@ -104,6 +105,8 @@ class Checker:
             return f"{type(error).__name__}: {error}"
         finally:
             self._made.clear()
+            if DEVICE.type == "cuda" and torch.cuda.memory_reserved() > MOST_KEPT:
+                torch.cuda.empty_cache()  # other processes need room too
         return ""
 
 

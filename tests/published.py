@@ -9,6 +9,7 @@ ranks 8, 16, 32 and none. Theirs give every adapter the same rank, and shrink or
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 
 from cases import Case
@@ -73,9 +74,10 @@ def sglang() -> Iterator[Case]:
 
 
 def groups() -> list[list[Case]]:
-    """All of them, those together that may share binaries; the largest first, so that none is waited for at the end."""
+    """All of them, those together that may share binaries; in no order, so that not all large ones come at once."""
     alike: dict[object, list[Case]] = {}
     for case in (*vllm(), *sglang()):
         alike.setdefault((case.op, case.dtype, case.input_dim, case.widths, case.max_rank), []).append(case)
     parts = [cases[at : at + 16] for cases in alike.values() for at in range(0, len(cases), 16)]
-    return sorted(parts, key=lambda part: -part[0].input_dim * len(part[0].widths))
+    random.Random(0).shuffle(parts)
+    return parts

@@ -173,7 +173,7 @@ def test_rows_of_lora_a_far_apart() -> None:
     x[:, -24:] = normal(1, 24)
     a[1, :, -24:] = normal(4 * 256, 24, scale=0.2)
     config = ShrinkConfig(16, 256, 1024, split_k=64, num_warps=8, num_stages=1)
-    with only_the_last_program() if DEVICE == "cpu" else contextlib.nullcontext():
+    with interpreting.only_the_last_program() if DEVICE == "cpu" else contextlib.nullcontext():
         h = lora_shrink(x, a, at_the_end(1, 1, [256, 256]), 4, config=config)
     last = slice(3 * 256, None)
     assert_close(h[:, last], x[:, -24:].float() @ a[1, last, -24:].float().T, DTYPE)
@@ -200,38 +200,11 @@ def test_rows_of_lora_b_far_apart(slices: int) -> None:
     b[0, wide:] = normal(columns, 256, scale=0.06)
     segments = Segments.from_sequences([1], [0], [250], [0.5], chunk_size=16, device=DEVICE)
     config = ExpandConfig(16, 256, 256, column_tiles=64, num_warps=8, num_stages=1)
-    with only_the_last_program() if DEVICE == "cpu" else contextlib.nullcontext():
+    with interpreting.only_the_last_program() if DEVICE == "cpu" else contextlib.nullcontext():
         lora_expand(h, b, segments, offsets, base, config=config)
     first = 250 * (slices - 1)
     expected = 0.5 * h[:, first : first + 250].float() @ b[0, wide:, :250].float().T
     assert_close(base[:, wide:], expected, DTYPE)
-
-
-@contextlib.contextmanager
-def only_the_last_program() -> Iterator[None]:
-    """Of each interpreted launch, for tensors of which the rest would take minutes."""
-    executor = interpreting.interpreter.GridExecutor
-    start = executor.__call__
-
-    def last(self: object, *args: object, **kwargs: object) -> None:
-        (programs,) = self.grid  # type: ignore[attr-defined]
-        builder = interpreting.interpreter.interpreter_builder
-        set_grid_idx = builder.set_grid_idx
-        self.grid = (1,)  # type: ignore[attr-defined]
-
-        def set_last(*_: int) -> None:
-            builder.grid_dim = (programs, 1, 1)
-            set_grid_idx(programs - 1, 0, 0)
-
-        builder.set_grid_idx = set_last
-        try:
-            start(self, *args, **kwargs)
-        finally:
-            builder.set_grid_idx = set_grid_idx
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor, "__call__", last)
-        yield
 
 
 def spacious(rank: int, used: int) -> Segments:
