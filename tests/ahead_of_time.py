@@ -5,7 +5,8 @@ Run as a program, in a process of its own, since the tests' process interprets k
     python tests/ahead_of_time.py '[["shrink", {"BLOCK_M": 64, …}, {"num_warps": 4}], …]'
 
 prints for each kernel, as JSON: how many global accesses of each width its PTX has, its shared memory, and the
-registers and spilled bytes that ptxas reports; and how many dots of tensor cores it has.
+registers and spilled bytes that ptxas reports; how many dots of tensor cores it has, how many of these take float32 for
+TF32, and how many atomic operations. Of the constants, "dtype" is that of x, weights and base, and "h" that of h.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ def _bytes(instruction: str, operands: str) -> int:
 def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) -> dict:
     """One kernel; pointers are 16-byte aligned, sizes multiples of 16 as in real layers, or of 8 with BY_8."""
     kernel = KERNELS[name]
-    h_type = constants.pop("h", "*bf16")
+    like = constants.pop("dtype", "*bf16")
+    h_type = constants.pop("h", like)
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
             continue
-        pointers = {"x": "*bf16", "lora_a": "*bf16", "lora_b": "*bf16", "base_output": "*bf16", "h": h_type}
+        pointers = {**dict.fromkeys(("x", "lora_a", "lora_b", "base_output"), like), "h": h_type}
         pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
         signature[argument] = pointers.get(argument, "i32")
         by_16 = signature[argument] != "i32" or not constants.get("BY_8")
@@ -63,8 +65,15 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
     widths = collections.Counter(
         f"{kind[:2]} {_bytes(kind, operands)}" for kind, operands in ACCESS.findall(compiled.asm["ptx"])
     )
-    dots = len(re.findall(r"\b(?:wg)?mma\.\w*sync\.", compiled.asm["ptx"]))
-    return {"accesses": widths, "dots": dots, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}
+    dots = re.findall(r"\b(?:wg)?mma\.\w*sync\.[\w.:]*", compiled.asm["ptx"])
+    return {
+        "accesses": widths,
+        "dots": len(dots),
+        "tf32": sum("tf32" in dot for dot in dots),
+        "atomics": len(re.findall(r"^\s*(?:@\S+\s+)?(?:atom|red)\.", compiled.asm["ptx"], re.MULTILINE)),
+        "shared": compiled.metadata.shared,
+        **resources(compiled.asm["cubin"]),
+    }
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import csgmv
+import interpreting
 from batches import DEVICE, DTYPES
 from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, dispatch, launch, rules
 from csgmv.config import to_row
@@ -80,15 +84,9 @@ def our_row(op: str, dtype: torch.dtype, ids: list[int | None], at: int, chunk_s
 
 
 @pytest.fixture
-def rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted dots treat every row alike: numpy's own, through BLAS, sum a row in an order that depends on where in
-    the matrix it stands, which shows in float32.
-    """
-
-    def matmul(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return np.einsum("mk,kn->mn", a.astype(dtype), b.astype(dtype))
-
-    monkeypatch.setattr(np, "matmul", matmul)
+def rows_alike() -> Iterator[None]:
+    with interpreting.rows_alike():
+        yield
 
 
 @pytest.mark.usefixtures("rows_alike")
@@ -99,6 +97,34 @@ def test_a_rows_bits_do_not_depend_on_its_batch(op: str, dtype: torch.dtype) -> 
     alone, *others = (our_row(op, dtype, *batch, batch_invariant=True) for batch in BATCHES)
     for other, batch in zip(others, BATCHES[1:]):
         assert torch.equal(other, alone), batch
+
+
+SOMEBODY = st.sampled_from([0, 1, 2, None])
+
+
+@functools.cache
+def alone_in_float32(op: str) -> torch.Tensor:
+    return our_row(op, torch.float32, [0], 0, 16, batch_invariant=True)
+
+
+@pytest.mark.usefixtures("rows_alike")
+@settings(
+    max_examples=8, derandomize=True, deadline=None, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(
+    st.sampled_from(rules.OPS),
+    st.lists(st.tuples(SOMEBODY, st.integers(1, 20)), max_size=4),
+    st.lists(st.tuples(SOMEBODY, st.integers(1, 20)), max_size=4),
+    st.sampled_from([1, 7, 16, 24, 64, 128]),
+)
+def test_nor_do_they_on_any_other(
+    op: str, before: list[tuple[int | None, int]], after: list[tuple[int | None, int]], chunk_size: int
+) -> None:
+    """Whoever stands before and after it, in runs of any length, in chunks of any size."""
+    ids, others = ([slot for slot, length in runs for _ in range(length)] for runs in (before, after))
+    among = our_row(op, torch.float32, [*ids, 0, *others], len(ids), chunk_size, batch_invariant=True)
+    assert torch.equal(among, alone_in_float32(op))
 
 
 # On a GPU expand's float32 sums go along the rank one by one, in whatever steps that is walked: split_k is what tells.
@@ -187,4 +213,42 @@ def test_on_a_gpu_at_a_models_size(dtype: torch.dtype, monkeypatch: pytest.Monke
             offsets = (0, 2048, 3072, 4096)
             csgmv.add_lora(output, x, lora_a, lora_b, segments, offsets, batch_invariant=True)
             results.add(bytes(output[at].view(torch.uint8).tolist()))
+    assert len(results) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", rules.OPS)
+def test_on_a_gpu_in_batches_of_every_composition(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the table as it is: a row of a model's layer among random others, 200 times."""
+    monkeypatch.undo()
+    launch.plans.clear()
+    numbers, draw = torch.Generator("cuda").manual_seed(0), random.Random(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=numbers, device="cuda").to(dtype)
+
+    ranks, offsets = [64, 64, 32, 8], (0, 2048, 3072, 4096)
+    lora_a, lora_b = normal(4, 192, 1024) / 32, normal(4, 4096, 64) / 8
+    ours = {"x": normal(1, 1024), "h": normal(1, 192), "base": normal(1, 4096)}
+    results = set()
+    for _ in range(200):
+        tokens = draw.choice((1, 2, 5, 16, 17, 40, 100, 400, 1500, 4000))
+        at, chunk_size = draw.randrange(tokens), draw.choice((16, 24, 32, 64, 128))
+        ids: list[int] = []
+        while len(ids) < tokens:
+            ids += [draw.choice((-1, 0, 1, 2, 3))] * draw.choice((1, 1, 3, 16, 50, 300))
+        ids = ids[:tokens]
+        ids[at] = 1
+        x, h, base = (normal(tokens, row.shape[1]) for row in ours.values())
+        for tensor, row in zip((x, h, base), ours.values()):
+            tensor[at] = row[0]
+        segments = Segments.from_tokens(ids, ranks, [1.0, 0.5, 2.0, 1.0], chunk_size=chunk_size)
+        if op == "shrink":
+            result = csgmv.lora_shrink(x, lora_a, segments, 3, batch_invariant=True)
+        elif op == "expand":
+            result = csgmv.lora_expand(h, lora_b, segments, offsets, base, batch_invariant=True)
+        else:
+            result = csgmv.add_lora(base, x, lora_a, lora_b, segments, offsets, batch_invariant=True)
+        results.add(bytes(result[at].view(torch.uint8).tolist()))
     assert len(results) == 1

@@ -76,12 +76,15 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
     cases += [shrink_case(PREFILL_SHRINK, BY_8=True), expand_case(PREFILL_EXPAND, BY_8=True, EVEN_N=False, splits=1)]
     cases += [shrink_case(PREFILL_SHRINK, GROUPED=True), expand_case(PIPELINED_EXPAND, GROUPED=True, splits=1)]
     cases += [shrink_case(PREFILL_SHRINK, **float32), expand_case(PIPELINED_EXPAND, **float32, splits=1)]
+    # a wait in the wrong place would end pipelining
+    cases.append(expand_case(PIPELINED_EXPAND, OVERLAP=True, splits=1))
     for case, code in zip(cases, compiled(cases)):
         accesses = code["accesses"]
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
         assert accesses.get("cp 16", 0) + accesses.get("ld 16", 0) >= 4, (case, accesses)
         assert accesses.get("st 16", 0) >= 1, (case, accesses)
         assert code["stack"] == 0, (case, code)
+        assert code["atomics"] == 0, (case, code)  # sums in an order of its own each time
         if case[0] == "expand":
             assert {kind for kind in accesses if kind.startswith("st")} == {"st 16"}, (case, accesses)
 
@@ -96,6 +99,14 @@ def test_warps_that_share_steps_load_and_multiply_as_others_do() -> None:
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
         assert code["dots"] >= 1, (case, code)
         assert code["stack"] == 0, (case, code)
+
+
+def test_float32_is_not_taken_for_tf32() -> None:
+    """Triton's default on NVIDIA, which keeps 10 of 23 bits; 16-bit numbers go through tensor cores as they are."""
+    small = ShrinkConfig(16, 16, 32, num_stages=2), ExpandConfig(16, 32, 32, num_stages=2)
+    exact = [shrink_case(small[0], dtype="*fp32"), expand_case(small[1], max_rank=32, dtype="*fp32", splits=1)]
+    for case, code in zip(exact, compiled([*exact])):
+        assert (code["dots"], code["tf32"]) == (0, 0), (case, code)
 
 
 def test_shared_memory_is_what_the_rules_estimate() -> None:

@@ -459,6 +459,25 @@ def test_threads_share_plans(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> N
     assert counted(gpu.launched) == Counter({each: count * threads * rounds for each, count in expected.items()})
 
 
+@pytest.mark.parametrize("op", ["shrink", "expand"])
+def test_only_the_pair_overlaps(op: str, gpu: FakeGPU) -> None:
+    """A kernel by itself is no programmatic dependent of what came before it, which may still be writing its inputs:
+    not even right after an add_lora that overlaps, of whose two kernels the second one is.
+    """
+    overlapped = config(overlap=True)
+    prepared(Call(config=overlapped))[0]()
+    first, second = ({**dict(each.binary[3]), **dict(each.binary[4])} for each in gpu.launched)
+    assert (first["SIGNAL"], first.get("launch_pdl", False)) == (True, False)
+    assert (second["OVERLAP"], second["launch_pdl"]) == (True, True)
+    gpu.launched.clear()
+    for _ in range(2):
+        prepared(Call(op, config=overlapped))[0]()
+    alone = [{**dict(each.binary[3]), **dict(each.binary[4])} for each in gpu.launched]
+    assert len(alone) == 2
+    for each in alone:
+        assert not {"SIGNAL", "OVERLAP", "launch_pdl"} & {name for name, value in each.items() if value}
+
+
 def ways(gpu: FakeGPU, make: Callable[[], object]) -> list[str]:
     gpu.launched.clear()
     make()
