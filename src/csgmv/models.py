@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import decoders, known_models, peft_adapter
+from csgmv import decoders, known_models, peft_adapter, plain_arguments
 from csgmv.rules import MAX_SLICES
 
 
@@ -81,8 +81,7 @@ def layer_shapes(
         ImportError: transformers is missing (the extra `tune` has it).
         OSError: transformers finds no config under this name; well-known models with names like it are listed.
     """
-    if tp < 1:
-        raise ValueError(f"tp: expected a positive number, got {tp}")
+    plain_arguments.whole("tp", tp, 1)
     config = _load(model, trust_remote_code) if isinstance(model, (str, Path)) else model
     config = _text_config(config)
     there = decoders.groups(config, tp)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, Union
 
 import torch
 
-from csgmv import arguments, dispatch
+from csgmv import arguments, batch_faults, dispatch, plain_arguments
 from csgmv.config import ShrinkConfig
 from csgmv.expand import lora_expand
 from csgmv.segments import Segments
@@ -46,6 +46,9 @@ class BatchInfo(Protocol):
     permutation: torch.Tensor
 
 
+_ATTRIBUTES = tuple(BatchInfo.__annotations__)
+
+
 class _Batch(NamedTuple):
     """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
 
@@ -68,8 +71,8 @@ def segments(batch_info: BatchInfo) -> Segments:
     does not). An adapter's segments must follow one another, as they do where rows are sorted by adapter.
 
     Raises:
-        TypeError: a tensor is of another dtype.
-        ValueError: max_len is None or below 1, or there is no permutation.
+        TypeError: an attribute is missing, or of another type or dtype.
+        ValueError: max_len is None or below 1, or there is no permutation, or a tensor is too short.
     """
     known = _batches.get(id(batch_info))
     if known is not None:
@@ -93,22 +96,29 @@ def segments(batch_info: BatchInfo) -> Segments:
 
 
 def _read(batch_info: BatchInfo) -> Segments:
-    permutation, indptr, indices = batch_info.permutation, batch_info.seg_indptr, batch_info.weight_indices
-    ranks, scalings, chunk_size = batch_info.lora_ranks, batch_info.scalings, batch_info.max_len
+    if missing := [name for name in _ATTRIBUTES if not hasattr(batch_info, name)]:
+        raise TypeError(
+            f"batch_info: expected an object with the attributes {', '.join(_ATTRIBUTES)}, "
+            f"got {type(batch_info).__name__} without {', '.join(missing)}"
+        )
+    permutation, indices = batch_info.permutation, batch_info.weight_indices
     if permutation is None:
         raise ValueError("batch_info.permutation: expected a tensor, got None (is this a batch of the csgmv backend?)")
-    if not (
-        permutation.dtype == indptr.dtype == indices.dtype == ranks.dtype == torch.int32
-        and scalings.dtype == torch.float32
-    ):
-        given = {"permutation": permutation, "seg_indptr": indptr, "weight_indices": indices, "lora_ranks": ranks}
-        faults = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype != torch.int32]
-        faults += [f"scalings {scalings.dtype}"] if scalings.dtype != torch.float32 else []
-        raise TypeError(f"batch_info: expected int32 tensors and float32 scalings, got {', '.join(faults)}")
-    if chunk_size is None or chunk_size < 1:
-        raise ValueError(f"batch_info.max_len: expected the chunk size, 1 or more, got {chunk_size}")
-    count = indices.shape[0] if batch_info.use_cuda_graph else batch_info.num_segments
-    return Segments(permutation, indptr, indices, ranks, scalings, chunk_size, count, permutation.shape[0])
+    if batch_info.max_len is None:
+        raise ValueError("batch_info.max_len: expected the chunk size, got None")
+    plain_arguments.whole("batch_info.max_len", batch_info.max_len, 1)
+    made = Segments(
+        permutation,
+        batch_info.seg_indptr,
+        indices,
+        batch_info.lora_ranks,
+        batch_info.scalings,
+        batch_info.max_len,
+        indices.shape[0] if batch_info.use_cuda_graph else batch_info.num_segments,
+        permutation.shape[0],
+    )
+    batch_faults.check_layout(made, "batch_info")
+    return made
 
 
 def chunked_sgmv_lora_shrink_forward(
@@ -199,7 +209,7 @@ def _version(tensor: torch.Tensor) -> int:
 
 def _read_offsets(offsets: Offsets) -> tuple[int, ...]:
     if not isinstance(offsets, torch.Tensor):
-        return tuple(offsets)
+        return tuple(offsets) if isinstance(offsets, Sequence) else offsets  # which lora_expand refuses
     known = _remembered.get(id(offsets))
     if (
         known is not None
