@@ -42,6 +42,7 @@ class Subject:
         return {*inspect.signature(self.function).parameters} - {"self"}
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
+        """Calls the function."""
         return (self.call or self.function)(**arguments)
 
 

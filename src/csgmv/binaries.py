@@ -138,6 +138,7 @@ def _gpu(device: torch.device | str | None) -> torch.device:
 
 
 def _shapes(layers: str | Path | Any | Iterable[LayerShape], tp: int) -> list[LayerShape]:
+    plain_arguments.whole("tp", tp, 1)
     if isinstance(layers, (str, Path)) or not isinstance(layers, Iterable):
         return layer_shapes(layers, tp)
     shapes = list(layers)
