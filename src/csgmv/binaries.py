@@ -28,6 +28,7 @@ from csgmv.expand import lora_expand
 from csgmv.grouping import segment_capacity
 from csgmv.layer import add_lora
 from csgmv.models import LayerShape, layer_shapes
+from csgmv.option_types import whole
 from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
@@ -240,13 +241,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to compile")
     layer_options.add_arguments(what)
     add = what.add_argument
-    add("--max-tokens", type=int, required=True, metavar="N", help="most rows of x of any batch")
-    add("--max-loras", type=int, required=True, metavar="N", help="most adapter slots of any batch")
-    add("--chunk-sizes", type=int, nargs="+", metavar="N", help="of the Segments (those that they choose themselves)")
+    add("--max-tokens", type=whole(1), required=True, metavar="N", help="most rows of x of any batch")
+    add("--max-loras", type=whole(1), required=True, metavar="N", help="most adapter slots of any batch")
+    add(
+        "--chunk-sizes",
+        type=whole(1),
+        nargs="+",
+        metavar="N",
+        help="of the Segments (those that they choose themselves)",
+    )
     add("--padded", action="store_true", help="for calls with padded=True")
     add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads that compile (as many as processors, 16 at most)"
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="threads that compile (as many as processors, 16 at most)",
     )
 
 
