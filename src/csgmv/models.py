@@ -125,6 +125,9 @@ def _load(name: str | Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(str(path if here else name), trust_remote_code=trust_remote_code)
     except OSError as error:
         raise OSError(f"model: transformers finds no config of {name}{listed}: {error}") from error
+    except Exception as error:  # its checks of a config's values raise all kinds
+        said = " ".join(str(error).split())
+        raise ValueError(f"model: expected a config that transformers takes, got that of {name}: {said}") from error
 
 
 def _text_config(config: Any) -> Any:
