@@ -60,17 +60,9 @@ _HOMES = {
 }
 
 
-def _digest() -> str | None:
-    try:
-        from csgmv._tuned_table import DIGEST
-    except ModuleNotFoundError:
-        return None
-    return DIGEST
-
-
 def __getattr__(name: str) -> Any:
     if name == "__table_digest__":
-        value = _digest()
+        value = importlib.import_module("csgmv.tuned").tables().digest
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"csgmv.{_HOMES[name]}"), name)
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 import triton
 
-from csgmv import devices, fallback, launch, plain_arguments, rules
+from csgmv import devices, fallback, launch, plain_arguments, rules, tuned
 from csgmv.config import (
     AddLoraConfig,
     Config,
@@ -80,14 +80,9 @@ def add_lora_key(
     return Key("add_lora", input_dim, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
 
 
-@functools.cache
 def table() -> Table:
     """The generated table; empty in a tree or wheel that has none."""
-    try:
-        from csgmv._tuned_table import TABLE
-    except ModuleNotFoundError:
-        return {}
-    return TABLE
+    return tuned.tables().table
 
 
 _laid: list[fallback.Tables] = []  # at most one
@@ -97,11 +92,8 @@ def tables() -> fallback.Tables:
     """The generated table, with what it takes to borrow from other GPUs; or what was laid over them (`lay`)."""
     if _laid:
         return _laid[0]
-    try:
-        from csgmv._tuned_table import DEFAULTS, GPUS
-    except ImportError:
-        return fallback.Tables(table())
-    return fallback.Tables(table(), GPUS, DEFAULTS)
+    generated = tuned.tables()
+    return fallback.Tables(table(), generated.gpus, generated.defaults)
 
 
 @functools.cache

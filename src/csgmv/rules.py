@@ -13,6 +13,7 @@ Standard library only: the codegen loads this file by its path, because importin
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -183,6 +184,11 @@ _ADD_LORA = (
 )
 FIELDS: Mapping[str, tuple[Field, ...]] = {"shrink": _SHRINK, "expand": _EXPAND, "add_lora": _ADD_LORA}
 FIELD_NAMES: Mapping[str, tuple[str, ...]] = {op: tuple(f.name for f in fields) for op, fields in FIELDS.items()}
+
+
+def table_format() -> str:
+    """Tells generated tables apart by what their keys and rows consist of."""
+    return hashlib.sha256(repr((Key._fields, [*FIELDS.items()])).encode()).hexdigest()[:16]
 
 
 def field_names(op: str, schema: int) -> tuple[str, ...]:
