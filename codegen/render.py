@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from codegen.source import choose, fallback, files
+from codegen.source import choose, fallback, files, rules
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -45,7 +45,7 @@ def render(
         "defaults": choice.defaults,
         "losses": losses or {},
     }
-    return template.render(table=rows, digest=digest, **others)
+    return template.render(table=rows, digest=digest, format=rules.table_format(), **others)
 
 
 def write(text: str, out: Path) -> bool:

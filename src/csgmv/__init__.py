@@ -18,6 +18,7 @@ None in a tree without a generated table. Nothing that is loaded at run time (`l
 if TYPE_CHECKING:
     from csgmv.binaries import warmup
     from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig
+    from csgmv.debugging import debug
     from csgmv.dispatch import explain
     from csgmv.expand import lora_expand
     from csgmv.layer import add_lora
@@ -34,6 +35,7 @@ __all__ = [
     "__table_digest__",
     "__version__",
     "add_lora",
+    "debug",
     "explain",
     "load_overlay",
     "lora_expand",
@@ -48,6 +50,7 @@ _HOMES = {
     "Segments": "segments",
     "ShrinkConfig": "config",
     "add_lora": "layer",
+    "debug": "debugging",
     "explain": "dispatch",
     "load_overlay": "overlay",
     "lora_expand": "expand",
@@ -57,17 +60,9 @@ _HOMES = {
 }
 
 
-def _digest() -> str | None:
-    try:
-        from csgmv._tuned_table import DIGEST
-    except ModuleNotFoundError:
-        return None
-    return DIGEST
-
-
 def __getattr__(name: str) -> Any:
     if name == "__table_digest__":
-        value = _digest()
+        value = importlib.import_module("csgmv.tuned").tables().digest
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"csgmv.{_HOMES[name]}"), name)
     else:

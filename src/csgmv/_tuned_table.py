@@ -6,11 +6,13 @@ and nothing beat the built-in default. CHUNK_SIZES: the fastest chunk size by th
 of two to a batch's rows and adapters (`csgmv.rules.batch_cell`). GPUS: architecture and number of SMs. DEFAULTS: for each
 architecture and operation the row that is best on average for a number of rows (`csgmv.fallback`). LOSSES: for each
 operation and step of the fallback (`csgmv.fallback.kind`) how many keys were judged by what was measured at them, and the
-median and 95th percentile of what they lose to their own rows, in thousandths. DIGEST tells the inputs apart.
+median and 95th percentile of what they lose to their own rows, in thousandths. DIGEST tells the inputs apart,
+FORMAT what keys and rows consist of.
 """
 
 from __future__ import annotations
 
+FORMAT = '7b6e3d67549e079b'
 DIGEST = 'sha256:7db7ba73584d8b0773074b3ab1759ddc73e1050288218144a01a173034ee1204'
 
 TABLE: dict[

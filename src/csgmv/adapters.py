@@ -7,6 +7,7 @@ takes longer than a loop.
 from __future__ import annotations
 
 import math
+import reprlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, TypeGuard, Union
 
 import torch
 
-from csgmv import rules
+from csgmv import devices, rules
 
 Integers = Union[Sequence[int], torch.Tensor]
 Floats = Union[Sequence[float], torch.Tensor]
@@ -67,15 +68,15 @@ class Adapters:
         """The device that an argument `device` means: None is the GPU of a given tensor, else the current one, if any.
 
         Raises:
-            ValueError: a given tensor is on another GPU.
+            TypeError, ValueError: it is none that this machine has, or a given tensor is on another GPU.
         """
         given = [tensor.device for tensor in (*others, self.ranks, self.scalings) if on_gpu(tensor)]
-        if device is None:
-            place = given[0] if given else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device is not None:
+            place = devices.read(device)
+        elif given:
+            place = given[0]
         else:
-            place = torch.device(device)
-        if place.type == "cuda" and place.index is None:
-            place = torch.device("cuda", torch.cuda.current_device())
+            place = devices.read("cuda" if torch.cuda.is_available() else "cpu")
         for other in given:
             if other != place:
                 raise ValueError(f"device: expected every tensor on {place} or on the host, got one on {other}")
@@ -136,8 +137,7 @@ def _whole(name: str, values: object) -> array[int] | torch.Tensor:
     numbers = _vector(name, values, "q")
     if isinstance(numbers, torch.Tensor):
         _check_whole(name, numbers)
-        if numbers.is_cuda:
-            raise TypeError(f"{name}: expected a list or a tensor on the host, got one on {numbers.device}")
+        _check_host(name, numbers)
     return numbers
 
 
@@ -148,6 +148,7 @@ def _read_scalings(scalings: object) -> array[float] | torch.Tensor:
             raise TypeError(f"scalings: expected real numbers, got {scales.dtype}")
         if scales.is_cuda:
             return scales
+        _check_host("scalings", scales)
         scales = array("f", scales.float().tolist())
     if not all(map(math.isfinite, scales)):
         wrong = next(scale for scale in scales if not math.isfinite(scale))
@@ -158,6 +159,11 @@ def _read_scalings(scalings: object) -> array[float] | torch.Tensor:
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     if tensor.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {list(tensor.shape)}")
+
+
+def _check_host(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise TypeError(f"{name}: expected a list or a tensor on the host, got one on {tensor.device}")
 
 
 def _check_whole(name: str, tensor: torch.Tensor) -> None:
@@ -179,4 +185,4 @@ def _vector(name: str, values: object, typecode: str) -> array[Any] | torch.Tens
         if None in values and typecode == "q":
             return _vector(name, [-1 if value is None else value for value in values], typecode)
         kind = "whole numbers" if typecode == "q" else "numbers"
-        raise TypeError(f"{name}: expected a list or tensor of {kind} ({error})") from None
+        raise TypeError(f"{name}: expected a list or tensor of {kind}, got {reprlib.repr(values)} ({error})") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from csgmv import launch, rules
+from csgmv import batch_faults, launch, plain_arguments, rules
 from csgmv.segments import Segments
 
 # What making a key of the wrong arguments may raise; the checks, which come next, have more to say.
@@ -24,17 +24,23 @@ _segment_bucket = functools.lru_cache(maxsize=4096)(rules.segment_bucket)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _check_rows(name: str, tensor: Any) -> None:
-    """A matrix of a supported dtype, on a device that can run the kernels, with contiguous rows."""
+def _check_tensor(name: str, tensor: Any) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a strided tensor, got one of layout {tensor.layout}")
+
+
+def _check_rows(name: str, tensor: Any) -> None:
+    """A matrix of a supported dtype, on a device that can run the kernels, with contiguous rows."""
+    _check_tensor(name, tensor)
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions, got shape {list(tensor.shape)}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {tensor.dtype}")
     if launch.INTERPRETED and tensor.dtype == torch.bfloat16:
         raise TypeError(f"{name}: expected float16 or float32, since Triton's interpreter computes bfloat16 wrongly")
-    if not (tensor.is_cuda or launch.INTERPRETED):
+    if not (tensor.is_cuda or (launch.INTERPRETED and tensor.device.type == "cpu")):
         raise ValueError(
             f"{name}: expected a tensor on a GPU, got one on {tensor.device}"
             " (set TRITON_INTERPRET=1 before the first import to run on the CPU)"
@@ -45,8 +51,7 @@ def _check_rows(name: str, tensor: Any) -> None:
 
 def _check_like(name: str, tensor: Any, like: torch.Tensor, *others: torch.dtype, what: str = "the input") -> None:
     """A tensor of `like`'s device, and of its dtype or one of the others."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    _check_tensor(name, tensor)
     if tensor.dtype not in (like.dtype, *others):
         wanted = " or ".join((f"{like.dtype} like {what}", *map(str, others)))
         raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
@@ -84,8 +89,7 @@ def check_lora_a(lora_a: Any, x: Any, num_slices: int) -> int:
     """Checks x and lora_a; returns max_rank."""
     _check_rows("x", x)
     _check_weights("lora_a", lora_a, x)
-    if not 1 <= num_slices <= rules.MAX_SLICES:
-        raise ValueError(f"num_slices: expected 1 to {rules.MAX_SLICES}, got {num_slices}")
+    plain_arguments.whole("num_slices", num_slices, 1, rules.MAX_SLICES)
     _, rows, input_dim = lora_a.shape
     if input_dim != x.shape[1] or input_dim == 0:
         raise ValueError(
@@ -112,14 +116,17 @@ def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...], *, rounded
     return int(lora_b.shape[2])
 
 
+def check_flags(*, padded: Any, batch_invariant: Any) -> None:
+    """Each is True or False, or equal to it."""
+    plain_arguments.flag("padded", padded)
+    plain_arguments.flag("batch_invariant", batch_invariant)
+
+
 def check_slice_offsets(slice_offsets: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """0 = o0 <= o1 <= …, one to four slices; returns the offsets as plain integers, and the slices' widths."""
     if isinstance(slice_offsets, torch.Tensor):
         raise TypeError("slice_offsets: expected a sequence of host integers, got a torch.Tensor")
-    try:
-        offsets = tuple(map(operator.index, slice_offsets))
-    except TypeError as error:
-        raise TypeError(f"slice_offsets: expected a sequence of host integers ({error})") from None
+    offsets = check_integers(slice_offsets)
     widths = tuple(end - start for start, end in itertools.pairwise(offsets))
     if not 1 <= len(widths) <= rules.MAX_SLICES:
         raise ValueError(f"slice_offsets: expected 2 to {rules.MAX_SLICES + 1} offsets, got {list(offsets)}")
@@ -128,12 +135,12 @@ def check_slice_offsets(slice_offsets: Any) -> tuple[tuple[int, ...], tuple[int,
     return offsets, widths
 
 
-def check_integers(slice_offsets: tuple[Any, ...]) -> None:
-    """Of offsets equal to ones that have been checked all is known but this: 8.0 equals 8."""
+def check_integers(slice_offsets: Any) -> tuple[int, ...]:
+    """Returns plain integers. Of offsets equal to ones that have been checked all is known but this: 8.0 equals 8."""
     try:
-        tuple(map(operator.index, slice_offsets))
-    except TypeError as error:
-        raise TypeError(f"slice_offsets: expected a sequence of host integers ({error})") from None
+        return tuple(map(operator.index, slice_offsets))
+    except TypeError:
+        raise TypeError(f"slice_offsets: expected a sequence of host integers, got {slice_offsets!r}") from None
 
 
 def check_base_output(base_output: Any, rows: int, lora_b: torch.Tensor, output_dim: int) -> None:
@@ -153,6 +160,7 @@ def check_segments(segments: Any, like: torch.Tensor, weights: torch.Tensor, max
     """Segments on the input's device, whose rows the input has and whose slots and ranks the weights have."""
     if not isinstance(segments, Segments):
         raise TypeError(f"segments: expected csgmv.Segments, got {type(segments).__name__}")
+    batch_faults.check_layout(segments)
     if segments.permutation.device != like.device:
         raise ValueError(f"segments: expected them on {like.device}, got {segments.permutation.device}")
     if segments.least_tokens > like.shape[0]:
@@ -164,6 +172,8 @@ def check_segments(segments: Any, like: torch.Tensor, weights: torch.Tensor, max
         )
     if segments.largest_rank > max_rank:
         raise ValueError(f"segments: expected ranks of at most max_rank {max_rank}, got {segments.largest_rank}")
+    if launch.debugging and not (like.is_cuda and torch.cuda.is_current_stream_capturing()):
+        batch_faults.check_contents(segments, like.shape[0], max_rank)
 
 
 def batch_kind(segments: Segments) -> tuple[tuple[Any, ...], tuple[int, int, int, int, int]]:

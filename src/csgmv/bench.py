@@ -19,20 +19,28 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, files, host, launch, measure, models, peer_report, rules, workload
+from csgmv import (
+    columns,
+    config,
+    dispatch,
+    figures,
+    files,
+    host,
+    launch,
+    measure,
+    models,
+    peer_report,
+    rules,
+    workload,
+)
 from csgmv.figures import Case, Figure, Report
+from csgmv.option_types import whole
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROUNDS = 40
 COPIED_BYTES = 1 << 30
 MARKER = "bench"
 METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -54,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv bench`."""
     shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
     shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model, as `csgmv tune` takes it")
-    shapes.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size of --model")
+    shapes.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor-parallel size of --model")
     shapes.add_argument(
         "--layer",
         action="append",
@@ -63,13 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a layer by hand; repeatable",
     )
     batch = parser.add_argument_group("batch", "every combination is measured")
-    batch.add_argument("--tokens", type=_positive, nargs="+", default=[30720], metavar="N", help="default: 30720")
-    batch.add_argument("--adapters", type=_positive, nargs="+", default=[1], metavar="N", help="default: 1")
+    batch.add_argument("--tokens", type=whole(1), nargs="+", default=[30720], metavar="N", help="default: 30720")
+    batch.add_argument("--adapters", type=whole(1), nargs="+", default=[1], metavar="N", help="default: 1")
     batch.add_argument(
         "--rank", type=_ranks, nargs="+", default=[(64,)], metavar="R", help="8+16+64 mixes ranks (default: 64)"
     )
     batch.add_argument(
-        "--chunk-sizes", type=_positive, nargs="+", default=[16, 32, 64, 128], metavar="N", help="default: 16 32 64 128"
+        "--chunk-sizes",
+        type=whole(1),
+        nargs="+",
+        default=[16, 32, 64, 128],
+        metavar="N",
+        help="default: 16 32 64 128",
     )
     batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, default="even", help="of tokens over adapters")
     batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
@@ -268,6 +281,8 @@ def _check_options(args: argparse.Namespace) -> None:
     for option in ("plot", "measured_on"):
         if args.peers is None and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')}: expected together with --peers")
+    if args.json is not None and args.json.is_dir():
+        raise ValueError(f"--json: expected a file, got the folder {args.json}")
     if args.host and (args.markdown or args.json is not None):
         raise ValueError("--host: expected without --markdown and --json")
 

@@ -23,11 +23,12 @@ import torch
 import triton
 
 from csgmv import chunk_sizes as sizes_of_chunks
-from csgmv import launch, layer_options, rules
+from csgmv import devices, launch, layer_options, plain_arguments, rules
 from csgmv.expand import lora_expand
 from csgmv.grouping import segment_capacity
 from csgmv.layer import add_lora
 from csgmv.models import LayerShape, layer_shapes
+from csgmv.option_types import whole
 from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
@@ -99,13 +100,19 @@ def warmup(
     """
     started = time.monotonic()
     place = _gpu(device)
-    for name, number in (("max_tokens", max_tokens), ("max_loras", max_loras), ("threads", threads)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name}: expected a positive number, got {number}")
+    for name, number in (("max_rank", max_rank), ("max_tokens", max_tokens), ("max_loras", max_loras)):
+        plain_arguments.whole(name, number, 1, rules.MAX_RANK if name == "max_rank" else None)
+    if threads is not None:
+        plain_arguments.whole("threads", threads, 1)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: expected a function or None, got {progress!r}")
     shapes = _shapes(layers, tp)
     if chunk_sizes is None:
         chunk_sizes = sizes_of_chunks.possible(max_tokens, max_loras, place)
-    how = {"padded": padded, "batch_invariant": batch_invariant}
+    how = {
+        "padded": plain_arguments.flag("padded", padded),
+        "batch_invariant": plain_arguments.flag("batch_invariant", batch_invariant),
+    }
     with torch.cuda.device(place):
         if torch.cuda.is_current_stream_capturing():
             raise ValueError("warmup: expected a stream that is not being captured into a CUDA graph")
@@ -125,13 +132,14 @@ def _gpu(device: torch.device | str | None) -> torch.device:
         raise RuntimeError("warmup: kernels are interpreted (TRITON_INTERPRET is set), there is nothing to compile")
     if not torch.cuda.is_available():
         raise RuntimeError("warmup needs a GPU, and torch finds none")
-    place = torch.device("cuda" if device is None else device)
+    place = devices.read("cuda" if device is None else device)
     if place.type != "cuda":
         raise ValueError(f"device: expected a GPU, got {place}")
-    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 def _shapes(layers: str | Path | Any | Iterable[LayerShape], tp: int) -> list[LayerShape]:
+    plain_arguments.whole("tp", tp, 1)
     if isinstance(layers, (str, Path)) or not isinstance(layers, Iterable):
         return layer_shapes(layers, tp)
     shapes = list(layers)
@@ -148,9 +156,9 @@ def _shapes(layers: str | Path | Any | Iterable[LayerShape], tp: int) -> list[La
 def _batches(chunk_sizes: Iterable[int], max_tokens: int, max_loras: int, device: torch.device) -> list[Segments]:
     """Batches without rows, one for each chunk size and each bucket of segments up to what is possible."""
     batches = []
-    for chunk_size in dict.fromkeys(chunk_sizes):
-        if chunk_size < 1:
-            raise ValueError(f"chunk_sizes: expected positive numbers, got {chunk_size}")
+    if isinstance(chunk_sizes, str) or not isinstance(chunk_sizes, Iterable):
+        raise TypeError(f"chunk_sizes: expected whole numbers, got {chunk_sizes!r}")
+    for chunk_size in dict.fromkeys(plain_arguments.whole("chunk_sizes", each, 1) for each in chunk_sizes):
         most = rules.segment_bucket(segment_capacity(max_tokens, max_loras, chunk_size))
         batches += [_without_rows(chunk_size, 1 << exponent, device) for exponent in range(most.bit_length())]
     return batches
@@ -173,7 +181,7 @@ def _check(
         raise TypeError(f"dtype: expected torch.float16, torch.bfloat16 or torch.float32, got {dtype!r}")
     if not batches:
         raise ValueError("chunk_sizes: expected at least one, got none")
-    if not ops or not set(ops) <= {*rules.OPS}:
+    if isinstance(ops, str) or not isinstance(ops, Sequence) or not ops or any(op not in rules.OPS for op in ops):
         raise ValueError(f"ops: expected some of {', '.join(rules.OPS)}, got {ops!r}")
     for shape in shapes:
         widths = shape.slice_widths
@@ -233,13 +241,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to compile")
     layer_options.add_arguments(what)
     add = what.add_argument
-    add("--max-tokens", type=int, required=True, metavar="N", help="most rows of x of any batch")
-    add("--max-loras", type=int, required=True, metavar="N", help="most adapter slots of any batch")
-    add("--chunk-sizes", type=int, nargs="+", metavar="N", help="of the Segments (those that they choose themselves)")
+    add("--max-tokens", type=whole(1), required=True, metavar="N", help="most rows of x of any batch")
+    add("--max-loras", type=whole(1), required=True, metavar="N", help="most adapter slots of any batch")
+    add(
+        "--chunk-sizes",
+        type=whole(1),
+        nargs="+",
+        metavar="N",
+        help="of the Segments (those that they choose themselves)",
+    )
     add("--padded", action="store_true", help="for calls with padded=True")
     add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads that compile (as many as processors, 16 at most)"
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="threads that compile (as many as processors, 16 at most)",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from csgmv import dispatch, fallback, rules
+from csgmv import dispatch, fallback, rules, tuned
 
 ChunkSizes = Mapping[tuple[str, str], Mapping[rules.Cell, int]]
 
@@ -48,13 +48,7 @@ _laid: list[ChunkSizes] = []  # at most one
 
 def table() -> ChunkSizes:
     """The generated table, empty in a tree or wheel that has none; or what was laid over it (`lay`)."""
-    if _laid:
-        return _laid[0]
-    try:
-        from csgmv._tuned_table import CHUNK_SIZES
-    except ModuleNotFoundError:
-        return {}
-    return CHUNK_SIZES
+    return _laid[0] if _laid else tuned.tables().chunk_sizes
 
 
 def lay(over: ChunkSizes) -> None:

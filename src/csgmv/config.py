@@ -105,6 +105,9 @@ class AddLoraConfig:
     overlap: bool = False
 
     def __post_init__(self) -> None:
+        for name, part, kind in (("shrink", self.shrink, ShrinkConfig), ("expand", self.expand, ExpandConfig)):
+            if not isinstance(part, kind):
+                raise TypeError(f"{name}: expected {kind.__name__}, got {type(part).__name__}")
         _check(self.op, to_row(self))
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from csgmv import dispatch, fallback, rules
+from csgmv import dispatch, fallback, rules, tuned
 from csgmv.models import LayerShape
 from csgmv.shares import percent
 from csgmv.tuning.plan import Plan
@@ -61,11 +61,7 @@ class Cover:
 
 def losses() -> Mapping[str, Mapping[str, tuple[int, int, int]]]:
     """By operation and kind of step, as generated; empty in a tree or wheel that has none."""
-    try:
-        from csgmv._tuned_table import LOSSES
-    except ImportError:
-        return {}
-    return LOSSES
+    return tuned.tables().losses
 
 
 def covers(plan: Plan, where: dispatch.Target) -> list[Cover]:

@@ -18,6 +18,7 @@ import triton
 
 from csgmv import columns, dispatch, figures, files, known_models, launch, layer_options, rules
 from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers
+from csgmv.option_types import number, version, whole
 from csgmv.shares import percent
 from csgmv.show import bucket_text
 from csgmv.tuning.plan import Plan
@@ -180,16 +181,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to look up", f"ranks {' and '.join(map(str, RANKS))} if none is given")
     layer_options.add_arguments(what)
     add = what.add_argument
-    add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help="most rows of a segment")
+    add(
+        "--chunk-sizes",
+        type=whole(1),
+        nargs="+",
+        default=rules.CHUNK_SIZES,
+        metavar="N",
+        help="most rows of a segment",
+    )
     add(
         "--gpu",
         metavar="NAME",
         help="one of the table's, or part of its name (this machine's, or the table's only one)",
     )
-    add("--triton", metavar="VERSION", help=f"the installed one ({triton.__version__})")
+    add("--triton", type=version, metavar="VERSION", help=f"the installed one ({triton.__version__})")
     output = parser.add_argument_group("output")
     add = output.add_argument
-    add("--max-loss", type=float, metavar="PERCENT", help="put up with keys expected to lose at most this")
+    add(
+        "--max-loss",
+        type=number(),
+        metavar="PERCENT",
+        help="put up with keys expected to lose at most this",
+    )
     form = output.add_mutually_exclusive_group()
     form.add_argument("--all", action="store_true", help="a line a key")
     form.add_argument("--json", action="store_true", help="every key, as JSON")

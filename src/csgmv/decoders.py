@@ -7,6 +7,7 @@ projection is twice as wide.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ GATED_DENSE = frozenset(
         "smollm3",
     ]
 )
+# What a size may be: a config that is not to be trusted must not make a search of its layers endless.
+_LARGEST, _MOST_LAYERS = 2**31 - 1, 10_000
 # Those of them in which groups of projections are one module, with one A.
 MERGED = {"phi3": ("qkv", "gate_up"), "glm": ("gate_up",), "glm4": ("gate_up",)}
 
@@ -134,9 +137,19 @@ def groups(config: Any, tp: int) -> list[Group]:
     return list(reader.groups())
 
 
+def num_layers(config: Any) -> int:
+    """The number of a decoder's layers, 1 if it does not say.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    return _Reader(config, 1).num_layers()
+
+
 def by_hand(config: Any) -> str:
     """How to pass layers by hand, with the dimensions that a config has."""
-    found = [f"{name} = {value}" for name in _DIMENSIONS if (value := getattr(config, name, None)) is not None]
+    given = ((name, getattr(config, name, None)) for name in _DIMENSIONS)
+    found = [f"{name} = {reprlib.repr(value)}" for name, value in given if value is not None]
     return (
         "; pass its layers by hand, each as --layer NAME:INPUT_DIM:W1+W2+W3, with the sizes of one tensor-parallel "
         "rank: qkv:hidden_size:heads*head_dim+kv_heads*head_dim+kv_heads*head_dim, o:heads*head_dim:hidden_size, "
@@ -148,16 +161,20 @@ def by_hand(config: Any) -> str:
 class _Reader:
     def __init__(self, config: Any, tp: int) -> None:
         self._config, self._tp = config, tp
-        self.kind: str = getattr(config, "model_type", None) or type(config).__name__
+        kind = getattr(config, "model_type", None) or type(config).__name__
+        self.kind: str = kind if isinstance(kind, str) else repr(kind)
 
     def unknown(self) -> str:
         """Why a config cannot be read."""
         if experts := {name: value for name in _EXPERTS if (value := getattr(self._config, name, None))}:
-            found = ", ".join(f"{name} = {value}" for name, value in experts.items())
+            found = ", ".join(f"{name} = {reprlib.repr(value)}" for name, value in experts.items())
             wanted, what = f"a dense decoder or one of {', '.join(MIXTURES)}", f"a mixture of experts ({found})"
             return f"model: expected {wanted}, got {self.kind!r}, {what}{by_hand(self._config)}"
         known = ", ".join(sorted([*GATED_DENSE, *MIXTURES]))
         return f"model: expected one of {known}, got {self.kind!r}{by_hand(self._config)}"
+
+    def num_layers(self) -> int:
+        return self._size("num_hidden_layers", default=1, most=_MOST_LAYERS)
 
     def groups(self) -> Iterator[Group]:
         hidden, mixture = self._size("hidden_size"), MIXTURES.get(self.kind)
@@ -165,7 +182,7 @@ class _Reader:
         if mixture is None:
             yield from self._mlp(hidden, "", "mlp", self._size("intermediate_size"), "intermediate_size")
         else:
-            if mixture.plain(self._config):
+            if self._has_plain_layers(mixture):
                 yield from self._mlp(hidden, "", mixture.mlp, self._size(mixture.plain_width), mixture.plain_width)
             if mixture.shared and all(getattr(self._config, name, None) for name in mixture.shared):
                 width = 1
@@ -176,6 +193,13 @@ class _Reader:
             columns = -(-self._size("vocab_size") // self._tp)  # engines pad the last rank's part
             yield Group("lm_head", hidden, (columns,), ("lm_head",))
         yield Group("embed_tokens", hidden, (hidden,), ("embed_tokens",))
+
+    def _has_plain_layers(self, mixture: Mixture) -> bool:
+        try:
+            return mixture.plain(self._config)
+        except (AttributeError, TypeError) as error:
+            wanted = f"fields of {self.kind!r} that say which layers have experts"
+            raise ValueError(f"model: expected {wanted}, got none: {error}{by_hand(self._config)}") from None
 
     def _attention(self, hidden: int) -> Iterator[Group]:
         heads = self._size("num_attention_heads")
@@ -218,14 +242,15 @@ class _Reader:
         yield Group(name, hidden, widths, (f"{path}.{name}_proj",))
         yield Group(f"{name}_proj", hidden, (sum(widths),), (f"{path}.{name}_proj",))
 
-    def _size(self, name: str, default: int | None = None) -> int:
+    def _size(self, name: str, default: int | None = None, most: int = _LARGEST) -> int:
         """A positive integer of the config. Some leave head_dim or num_key_value_heads None, for the default."""
         value = getattr(self._config, name, None)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            wanted = f"{name} of {self.kind!r} to be a positive integer"
-            raise ValueError(f"model: expected {wanted}, got {value!r}{by_hand(self._config)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            large = type(value) is int and value > most
+            wanted = f"{name} of {self.kind!r} to be {f'at most {most}' if large else 'a positive integer'}"
+            raise ValueError(f"model: expected {wanted}, got {reprlib.repr(value)}{by_hand(self._config)}")
         return value
 
     def _split(self, size: int, name: str, replicate: bool = False) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import triton
 
-from csgmv import fallback, launch, rules
+from csgmv import devices, fallback, launch, plain_arguments, rules, tuned
 from csgmv.config import (
     AddLoraConfig,
     Config,
@@ -80,14 +80,9 @@ def add_lora_key(
     return Key("add_lora", input_dim, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
 
 
-@functools.cache
 def table() -> Table:
     """The generated table; empty in a tree or wheel that has none."""
-    try:
-        from csgmv._tuned_table import TABLE
-    except ModuleNotFoundError:
-        return {}
-    return TABLE
+    return tuned.tables().table
 
 
 _laid: list[fallback.Tables] = []  # at most one
@@ -97,11 +92,8 @@ def tables() -> fallback.Tables:
     """The generated table, with what it takes to borrow from other GPUs; or what was laid over them (`lay`)."""
     if _laid:
         return _laid[0]
-    try:
-        from csgmv._tuned_table import DEFAULTS, GPUS
-    except ImportError:
-        return fallback.Tables(table())
-    return fallback.Tables(table(), GPUS, DEFAULTS)
+    generated = tuned.tables()
+    return fallback.Tables(table(), generated.gpus, generated.defaults)
 
 
 @functools.cache
@@ -263,18 +255,27 @@ def explain(
         device: a GPU, or "cpu" for interpreted launches; None is the current GPU if there is one.
 
     Raises:
-        ValueError: no launch has such a key; names the field, what was expected and what came.
+        TypeError, ValueError: no launch has such a key; names the field, what was expected and what came.
     """
-    if dtype not in _DTYPE_NAMES:
-        raise ValueError(f"dtype: expected float16, bfloat16 or float32, got {dtype}")
-    slices = num_slices if num_slices is not None else max(len(slice_widths), 1)
-    bucket = rules.segment_bucket(num_segments)
-    key = Key(op, input_dim, tuple(slice_widths), max_rank, slices, _DTYPE_NAMES[dtype], chunk_size, bucket)
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPE_NAMES:
+        raise ValueError(f"dtype: expected torch.float16, torch.bfloat16 or torch.float32, got {dtype!r}")
+    if isinstance(slice_widths, (str, bytes)) or not isinstance(slice_widths, Iterable):
+        raise TypeError(f"slice_widths: expected whole numbers, got {slice_widths!r}")
+    widths = tuple(plain_arguments.whole("slice_widths", width, 0) for width in slice_widths)
+    bucket = rules.segment_bucket(plain_arguments.whole("num_segments", num_segments, 0))
+    key = Key(
+        op,
+        plain_arguments.whole("input_dim", input_dim, 0),
+        widths,
+        plain_arguments.whole("max_rank", max_rank, 1, rules.MAX_RANK),
+        max(len(widths), 1) if num_slices is None else plain_arguments.whole("num_slices", num_slices, 1),
+        _DTYPE_NAMES[dtype],
+        plain_arguments.whole("chunk_size", chunk_size, 1),
+        bucket,
+    )
     if fault := rules.key_fault(key):
         raise ValueError(fault)
     if device is None:
         device = "cpu" if launch.INTERPRETED or not torch.cuda.is_available() else "cuda"
-    where = torch.device(device)
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", torch.cuda.current_device())
-    return choose(key, where, batch_invariant)
+    invariant = plain_arguments.flag("batch_invariant", batch_invariant)
+    return choose(key, devices.read(device), invariant)

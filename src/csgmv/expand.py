@@ -404,6 +404,7 @@ def _plan(
     batch_invariant: bool,
 ) -> _Plan:
     """Check the arguments, and decide how to launch."""
+    arguments.check_flags(padded=padded, batch_invariant=batch_invariant)
     offsets, widths = arguments.check_slice_offsets(slice_offsets)
     max_rank = arguments.check_lora_b(lora_b, h, offsets, rounded=True)
     arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))

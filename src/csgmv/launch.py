@@ -44,6 +44,8 @@ device_of: Any = torch.Tensor.device.__get__ if INTERPRETED else torch.Tensor.ge
 # two), so a server has some hundred; what makes more of them, such as ever other strides, must not fill the memory.
 plans: dict[tuple[Any, ...], Any] = {}
 _MOST_PLANS = 16384
+# Whether `csgmv.debug` has taken the plans' place, so that all calls come by the checks.
+debugging = False
 
 # In a context where this is a list, what goes Triton's own way is compiled and put there, but not launched.
 compiled: ContextVar[list[Any] | None] = ContextVar("compiled", default=None)

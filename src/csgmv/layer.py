@@ -45,6 +45,7 @@ def _plan(
     batch_invariant: bool,
 ) -> _Plan:
     """Check the arguments, and decide how to launch."""
+    arguments.check_flags(padded=padded, batch_invariant=batch_invariant)
     offsets, widths = arguments.check_slice_offsets(slice_offsets)
     num_slices = len(widths)
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from csgmv import peft_adapter, rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
+from csgmv.option_types import whole
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -23,8 +24,20 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         help="with an adapter_config.json: its rank, the layers that it targets, and its model if no --model is given; "
         "repeatable",
     )
-    add("--rank", type=int, metavar="N", help="max_rank of the adapters, 1 to 256 (the largest of --adapter)")
-    add("--tp", type=int, nargs="+", default=[1], metavar="N", help="tensor-parallel sizes of --model (1)")
+    add(
+        "--rank",
+        type=whole(1, rules.MAX_RANK),
+        metavar="N",
+        help="max_rank of the adapters, 1 to 256 (the largest of --adapter)",
+    )
+    add(
+        "--tp",
+        type=whole(1),
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="tensor-parallel sizes of --model (1)",
+    )
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
     add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
     add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from csgmv import columns, config, dispatch, launch, rules
+from csgmv.option_types import architecture, version, whole
 from csgmv.show import bucket_text, widths_text
 
 
@@ -30,10 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-invariant", action="store_true", help="for a launch with batch_invariant=True")
     parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
     parser.add_argument(
-        "--architecture", metavar="X.Y", help="compute capability of a --gpu that the table does not know"
+        "--architecture",
+        type=architecture,
+        metavar="X.Y",
+        help="compute capability of a --gpu that the table does not know",
     )
-    parser.add_argument("--sm-count", type=int, default=0, metavar="N", help="its streaming multiprocessors")
-    parser.add_argument("--triton", metavar="VERSION", help=f"default: the installed one, {triton.__version__}")
+    parser.add_argument("--sm-count", type=whole(0), default=0, metavar="N", help="its streaming multiprocessors")
+    parser.add_argument(
+        "--triton",
+        type=version,
+        metavar="VERSION",
+        help=f"default: the installed one, {triton.__version__}",
+    )
 
 
 def key_of(args: argparse.Namespace) -> rules.Key:

@@ -157,11 +157,14 @@ def record_misses(path: str | os.PathLike[str] | None) -> None:
 
     Raises:
         TypeError: path is none.
-        ValueError: there is a file, and it is not one of misses; it is left as it is.
+        ValueError: path is a folder's or no file's; or there is a file, and it is not one of misses, which is left as
+            it is.
         OSError: the file cannot be read or written, or, on ending, could not be written.
     """
     if path is not None and not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a str, a PathLike or None, got {type(path).__name__}")
+    if path is not None:
+        _check_file(os.fspath(path))
     with _lock:
         _end()
         if path is None:
@@ -171,6 +174,13 @@ def record_misses(path: str | os.PathLike[str] | None) -> None:
         dispatch.watchers.append(recorder.watch)  # before what is remembered, so that nothing falls between
         for asked, choice in dispatch.remembered():
             recorder.watch(*asked, choice)
+
+
+def _check_file(path: str) -> None:
+    if not path or "\0" in path:
+        raise ValueError(f"path: expected a file, got {path!r}")
+    if Path(path).is_dir():
+        raise ValueError(f"path: expected a file, got the folder {path}")
 
 
 @atexit.register

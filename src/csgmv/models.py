@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import decoders, known_models, peft_adapter
+from csgmv import decoders, known_models, peft_adapter, plain_arguments
 from csgmv.rules import MAX_SLICES
 
 
@@ -48,7 +48,7 @@ def parse_layer(text: str) -> LayerShape:
     try:
         name, input_dim, widths = text.split(":")
         layer = LayerShape(name, int(input_dim), tuple(int(width) for width in widths.split("+")))
-    except ValueError:
+    except (AttributeError, ValueError):
         raise ValueError(f"{wanted}; got {text!r}") from None
     if not name or min(layer.input_dim, *layer.slice_widths) < 1 or len(layer.slice_widths) > MAX_SLICES:
         raise ValueError(f"{wanted}; got {text!r}")
@@ -76,20 +76,23 @@ def layer_shapes(
             layer has the same one. None is all that decoder layers have.
 
     Raises:
+        TypeError: tp is no whole number, trust_remote_code no flag, or targets are neither names nor an expression.
         ValueError: the model is none that can be read, tp does not divide it, or it has none of the targets; what was
             found is named.
         ImportError: transformers is missing (the extra `tune` has it).
         OSError: transformers finds no config under this name; well-known models with names like it are listed.
     """
-    if tp < 1:
-        raise ValueError(f"tp: expected a positive number, got {tp}")
+    plain_arguments.whole("tp", tp, 1)
+    plain_arguments.flag("trust_remote_code", trust_remote_code)
+    if targets is not None:
+        peft_adapter.check_targets(targets)
     config = _load(model, trust_remote_code) if isinstance(model, (str, Path)) else model
     config = _text_config(config)
     there = decoders.groups(config, tp)
     if targets is None:
         targets = peft_adapter.ALL_LINEAR
     modules = [module for group in there for module in group.modules]
-    num_layers = getattr(config, "num_hidden_layers", None) or 1
+    num_layers = decoders.num_layers(config)
     wanted = {module for module in modules if peft_adapter.targeted(module, targets, num_layers)}
     if not wanted:
         found = f"{', '.join(modules)}, got {targets!r}"
@@ -122,6 +125,9 @@ def _load(name: str | Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(str(path if here else name), trust_remote_code=trust_remote_code)
     except OSError as error:
         raise OSError(f"model: transformers finds no config of {name}{listed}: {error}") from error
+    except Exception as error:  # its checks of a config's values raise all kinds
+        said = " ".join(str(error).split())
+        raise ValueError(f"model: expected a config that transformers takes, got that of {name}: {said}") from error
 
 
 def _text_config(config: Any) -> Any:

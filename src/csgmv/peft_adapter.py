@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+MOST_BYTES = 2**20  # of an adapter_config.json, which has about 1 kB
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the one that makes logits
 _MODELS = ("model.", "model.language_model.", "language_model.model.")  # where models keep their decoder's layers
 Targets = Union[str, Sequence[str]]  # a regular expression for whole paths of modules, or how these end
@@ -29,16 +31,33 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     path = folder / "adapter_config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"adapter: expected a folder with an adapter_config.json, got {folder}") from None
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"adapter: expected a folder with an adapter_config.json, got {str(folder)!r}")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{path}: expected at most {MOST_BYTES} bytes, got {size}")
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"adapter: expected {path} to be text that can be read, got {error}") from None
+    try:
+        config = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected an object, got {config!r}")
+        raise ValueError(f"{path}: expected an object, got {reprlib.repr(config)}")
     if (kind := config.get("peft_type", "LORA")) != "LORA":
-        raise ValueError(f"{path}: expected peft_type LORA, got {kind!r}")
+        raise ValueError(f"{path}: expected peft_type LORA, got {reprlib.repr(kind)}")
     return path, config
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name that is given more than once")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant}, which is not a JSON number")
 
 
 def read(folder: Path) -> Adapter:
@@ -49,28 +68,44 @@ def read(folder: Path) -> Adapter:
     """
     path, config = load(folder)
     if config.get("use_dora"):
-        raise ValueError(f"{path}: expected plain LoRA, got use_dora = {config['use_dora']!r}")
+        raise ValueError(f"{path}: expected plain LoRA, got use_dora = {reprlib.repr(config['use_dora'])}")
     patterns = config.get("rank_pattern") or {}
     ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     for rank in ranks:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"{path}: expected r and rank_pattern to be positive integers, got {rank!r}")
-    return Adapter(config.get("base_model_name_or_path") or "", max(ranks), _targets(config, path))
+            raise ValueError(f"{path}: expected r and rank_pattern to be positive integers, got {reprlib.repr(rank)}")
+    base = config.get("base_model_name_or_path") or ""
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: expected base_model_name_or_path to be a name, got {reprlib.repr(base)}")
+    return Adapter(base, max(ranks), _targets(config, path))
 
 
 def _targets(config: dict[str, Any], path: Path) -> Targets:
     found = config.get("target_modules")
     names = [found] if isinstance(found, str) else found
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{path}: expected target_modules to be names or a regular expression, got {found!r}")
+        wanted = "target_modules to be names or a regular expression"
+        raise ValueError(f"{path}: expected {wanted}, got {reprlib.repr(found)}")
     if isinstance(found, str) and found != ALL_LINEAR:
         try:
             re.compile(found)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             wanted = "target_modules to be names or a regular expression"
             raise ValueError(f"{path}: expected {wanted}, got {found!r}: {error}") from None
         return found
     return ALL_LINEAR if ALL_LINEAR in names else names
+
+
+def check_targets(targets: object) -> None:
+    """Raises TypeError or ValueError unless these are names, or a regular expression that compiles."""
+    wanted = "targets: expected names or a regular expression"
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{wanted}, got {targets!r}: {error}") from None
+    elif not isinstance(targets, Sequence) or not all(isinstance(name, str) for name in targets):
+        raise TypeError(f"{wanted}, got {targets!r}")
 
 
 def targeted(module: str, targets: Targets, num_layers: int) -> bool:

@@ -14,6 +14,7 @@ Standard library only: the codegen loads this file by its path, because importin
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,9 @@ class Key(NamedTuple):
     dtype: str
     chunk_size: int
     segment_bucket: int
+
+
+LAYER_FIELDS = 6  # what a key says of the layer; the rest, chunk_size and segment_bucket, is of the batch
 
 
 def dimensions(op: str, input_dim: int, slice_widths: Sequence[int], num_slices: int, max_rank: int) -> str:
@@ -184,6 +188,12 @@ _ADD_LORA = (
 )
 FIELDS: Mapping[str, tuple[Field, ...]] = {"shrink": _SHRINK, "expand": _EXPAND, "add_lora": _ADD_LORA}
 FIELD_NAMES: Mapping[str, tuple[str, ...]] = {op: tuple(f.name for f in fields) for op, fields in FIELDS.items()}
+
+
+def table_format() -> str:
+    """Tells generated tables apart by what their keys and rows consist of."""
+    consists = Key._fields[:LAYER_FIELDS], Key._fields[LAYER_FIELDS:], [*FIELDS.items()]
+    return hashlib.sha256(repr(consists).encode()).hexdigest()[:16]
 
 
 def field_names(op: str, schema: int) -> tuple[str, ...]:

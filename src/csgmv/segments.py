@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from csgmv import chunk_sizes
+from csgmv import batch_faults, chunk_sizes, plain_arguments, rules
 from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers, read_runs
 from csgmv.grouping import HostGrouping, gather_runs, group_tokens, segment_capacity
 
@@ -25,8 +25,8 @@ class Segments:
     of rank 0, are in no segment, so that no kernel touches them.
 
     Build one with `from_sequences` or `from_tokens`; for CUDA graphs `allocate` one and refill it with
-    `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked. What
-    tensors hold may change; the tensors, chunk_size and num_segments may not.
+    `update_from_sequences` or `update_from_tokens`. The constructor itself takes tensors as they are, unchecked, see
+    `check`. What tensors hold may change; the tensors, chunk_size and num_segments may not.
 
     Attributes:
         permutation: int32 [rows]; what stands past position seg_indptr[-1] is unspecified.
@@ -156,13 +156,12 @@ class Segments:
             device: where the tensors go; None for the current GPU, else the CPU.
 
         Raises:
-            TypeError: chunk_size is not a whole number.
+            TypeError: a size is not a whole number.
             ValueError: a size is out of range.
         """
         _check_chunk_size(chunk_size)
         for name, value in (("max_tokens", max_tokens), ("max_loras", max_loras)):
-            if not 0 <= value <= _MOST_TOKENS:
-                raise ValueError(f"{name}: expected 0 … {_MOST_TOKENS}, got {value}")
+            plain_arguments.whole(name, value, 0, _MOST_TOKENS)
         place = Adapters.read([], []).device(device)
         if chunk_size is None:
             chunk_size = chunk_sizes.choose(max_tokens, max_loras, place)
@@ -191,7 +190,7 @@ class Segments:
         """
         adapters = Adapters.read(lora_ranks, scalings)
         lens, ids = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
-        self._refill(lens, ids, adapters)
+        self._refill("seq_lens", lens, ids, adapters)
 
     def update_from_tokens(
         self, adapter_ids: Integers | Sequence[int | None], lora_ranks: Integers, scalings: Floats
@@ -208,7 +207,7 @@ class Segments:
             self._regroup(read_gpu_integers("adapter_ids", adapter_ids), adapters)
         else:
             lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
-            self._refill(lens, ids, adapters)
+            self._refill("adapter_ids", lens, ids, adapters)
 
     def with_adapters(self, lora_ranks: torch.Tensor, scalings: torch.Tensor) -> Segments:
         """The same rows in the same segments, for a layer in which the slots have other ranks and scalings.
@@ -245,6 +244,27 @@ class Segments:
             least_tokens=0 if self._refillable else self.least_tokens,
             active_adapters=self.active_adapters,
         )
+
+    def check(self, num_tokens: int | None = None, max_rank: int = rules.MAX_RANK) -> None:
+        """Look whether the tensors hold a batch, which launches never do: to find out what is wrong with one.
+
+        Waits for the GPU. `csgmv.debug` does this before every launch.
+
+        Args:
+            num_tokens: rows of x; None for as many as these Segments say.
+            max_rank: of lora_a and lora_b.
+
+        Raises:
+            TypeError: a size is no whole number, or a tensor is none or has another dtype.
+            ValueError: a tensor has another shape or device; or the first index and value that no batch has: a rank out
+                of range, a scaling that is not finite, segments that are too long, overlap, are no neighbours of their
+                adapter's others or are empty before the tail, a slot that there is not, a row that x has not or that
+                comes twice. Or the stream is being captured.
+        """
+        rows = self.num_tokens if num_tokens is None else plain_arguments.whole("num_tokens", num_tokens, 0)
+        plain_arguments.whole("max_rank", max_rank, 1, rules.MAX_RANK)
+        batch_faults.check_layout(self)
+        batch_faults.check_contents(self, rows, max_rank)
 
     @classmethod
     def _from_runs(
@@ -291,27 +311,29 @@ class Segments:
         sizes[-2] = buffer.numel() - sum(sizes)
         return cls(*_parts(buffer, sizes), chunk_size, num_segments, num_tokens, least_tokens, largest_rank)
 
-    def _refill(self, lens: list[int], ids: list[int], adapters: Adapters) -> None:
+    def _refill(self, name: str, lens: list[int], ids: list[int], adapters: Adapters) -> None:
+        """The refill by way of the host; `name` is the argument that says how many tokens there are."""
         num_tokens = sum(lens)
-        buffer = self._room(num_tokens, adapters)
+        buffer = self._room(name, num_tokens, adapters)
         grouping = gather_runs(lens, ids, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
         self._upload(buffer, adapters, grouping, num_tokens)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
         """The refill that never leaves the device of ids."""
-        buffer = self._room(ids.numel(), adapters, ids)
+        buffer = self._room("adapter_ids", ids.numel(), adapters, ids)
         self._upload(buffer, adapters, None, ids.numel())
         grouping = group_tokens(ids, self.lora_ranks, self.chunk_size, self.num_segments)
         self.seg_indptr.copy_(grouping.seg_indptr)
         self.weight_indices.copy_(grouping.weight_indices)
         self.permutation[: ids.numel()].copy_(grouping.permutation)
 
-    def _room(self, num_tokens: int, adapters: Adapters, *tensors: torch.Tensor) -> torch.Tensor:
+    def _room(self, name: str, num_tokens: int, adapters: Adapters, *tensors: torch.Tensor) -> torch.Tensor:
         """The buffer, if a batch of this size fits into it and is on its device."""
         if self._buffer is None or not self._refillable:
-            raise ValueError("only Segments made by Segments.allocate can be refilled")
+            raise ValueError("segments: expected ones made by Segments.allocate, only those are refilled; got others")
         if num_tokens > self.num_tokens:
-            raise ValueError(f"expected a batch of at most max_tokens = {self.num_tokens} tokens, got {num_tokens}")
+            most = self.num_tokens
+            raise ValueError(f"{name}: expected a batch of at most max_tokens = {most} tokens, got {num_tokens}")
         if adapters.num_loras > self.lora_ranks.numel():
             most = self.lora_ranks.numel()
             raise ValueError(f"lora_ranks: expected at most max_loras = {most} slots, got {adapters.num_loras}")
@@ -381,12 +403,8 @@ def _parts(
 
 
 def _check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is None:
-        return
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(f"chunk_size: expected a whole number, got {type(chunk_size).__name__}")
-    if not 1 <= chunk_size <= _MOST_TOKENS:
-        raise ValueError(f"chunk_size: expected 1 … {_MOST_TOKENS}, got {chunk_size}")
+    if chunk_size is not None:
+        plain_arguments.whole("chunk_size", chunk_size, 1, _MOST_TOKENS)
 
 
 def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[list[int], list[int]]:

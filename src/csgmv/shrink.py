@@ -360,6 +360,7 @@ def _plan(
     batch_invariant: bool,
 ) -> _Plan:
     """Check the arguments, and decide how to launch."""
+    arguments.check_flags(padded=padded, batch_invariant=batch_invariant)
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)
     arguments.check_segments(segments, x, lora_a, max_rank)
     width = num_slices * max_rank

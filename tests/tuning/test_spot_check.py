@@ -23,7 +23,7 @@ from rigs import StillRig
 WHERE = fallback.Target(*H200, rules.LIMITS["9.0"], "9.0", 132)
 LENDER = rules.Key("shrink", 1024, (), 32, 2, "bfloat16", 16, 8)
 ROW = (16, 64, 64, 1, 1, 8, 4, None, False)
-TABLES = fallback.Tables({H200: {tuple(LENDER): ROW}}, {WHERE.gpu: ("9.0", 132)})
+TABLES = fallback.Tables({H200: fallback.by_layer({LENDER: ROW})}, {WHERE.gpu: ("9.0", 132)})
 OPTIONS = ("--models", "qwen3-1.7b", "--ranks", "8", "32", "--tp", "1", "--ops", "shrink", "--keys", "4")
 HERE = ("--gpu", "H200", "--triton", "3.6.0")
 

@@ -21,7 +21,7 @@ TABLE = tuple(own(3))
 
 
 def tables(*keys: rules.Key) -> fallback.Tables:
-    return fallback.Tables({WHERE[:2]: dict.fromkeys(map(tuple, keys), TABLE)}, {WHERE.gpu: ("9.0", 132)})
+    return fallback.Tables({WHERE[:2]: fallback.by_layer(dict.fromkeys(keys, TABLE))}, {WHERE.gpu: ("9.0", 132)})
 
 
 def test_the_same_keys_are_drawn_each_time() -> None:

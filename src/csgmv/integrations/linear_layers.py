@@ -18,7 +18,7 @@ _SHARING = (
     ("w1", "w3"),
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
 )
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Linear(NamedTuple):
@@ -83,7 +83,7 @@ def _linear(module: nn.Module, dtype: torch.dtype) -> Linear | None:
 
 def _dtype(module: nn.Module, model: nn.Module) -> torch.dtype:
     weight = getattr(module, "weight", None)
-    if isinstance(weight, torch.Tensor) and weight.dtype in _DTYPES:
+    if isinstance(weight, torch.Tensor) and weight.dtype in DTYPES:
         return weight.dtype
     dtype = getattr(model, "dtype", None)
-    return dtype if dtype in _DTYPES else torch.get_default_dtype()
+    return dtype if dtype in DTYPES else torch.get_default_dtype()

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from csgmv import batch_faults, plain_arguments
 from csgmv.segments import Segments
 
 
@@ -34,6 +35,9 @@ class BatchInfo(Protocol):
     permutation: torch.Tensor
 
 
+_ATTRIBUTES = tuple(BatchInfo.__annotations__)
+
+
 class _Batch(NamedTuple):
     """A LoRABatchInfo as it was when its Segments were made. While it is held here its id is nobody else's."""
 
@@ -59,17 +63,12 @@ def segments(batch_info: BatchInfo, rows: int | None = None) -> Segments:
             replayed with no more: its grid need not have the capacity of the largest batch.
 
     Raises:
-        TypeError: a tensor is of another dtype.
-        ValueError: max_len is None or below 1, or there is no permutation.
+        TypeError: an attribute is missing, or of another type or dtype.
+        ValueError: max_len is None or below 1, or there is no permutation, or a tensor is too short.
     """
-    count = batch_info.num_segments
-    if batch_info.use_cuda_graph:
-        count = batch_info.weight_indices.shape[0]
-        if rows is not None and rows < count:
-            count = rows
     known = _batches.get(id(batch_info))
     if known is not None:
-        made = known.segments
+        count, made = _count(batch_info, rows), known.segments
         if (
             made.permutation is batch_info.permutation
             and made.seg_indptr is batch_info.seg_indptr
@@ -80,31 +79,46 @@ def segments(batch_info: BatchInfo, rows: int | None = None) -> Segments:
             and made.num_segments == count
         ):
             return made
-    made = _read(batch_info, count)
+    made = _read(batch_info, rows)
     if len(_batches) >= _MOST_BATCHES:
         _batches.clear()
     _batches[id(batch_info)] = _Batch(batch_info, made)
     return made
 
 
-def _read(batch_info: BatchInfo, count: int) -> Segments:
-    permutation, indptr, indices = batch_info.permutation, batch_info.seg_indptr, batch_info.weight_indices
-    ranks, scalings, chunk_size = batch_info.lora_ranks, batch_info.scalings, batch_info.max_len
+def _count(batch_info: BatchInfo, rows: int | None) -> int:
+    """Segments that launches are to have programs for."""
+    if not batch_info.use_cuda_graph:
+        return batch_info.num_segments
+    count = batch_info.weight_indices.shape[0]
+    return count if rows is None else min(rows, count)
+
+
+def _read(batch_info: BatchInfo, rows: int | None) -> Segments:
+    if missing := [name for name in _ATTRIBUTES if not hasattr(batch_info, name)]:
+        raise TypeError(
+            f"batch_info: expected an object with the attributes {', '.join(_ATTRIBUTES)}, "
+            f"got {type(batch_info).__name__} without {', '.join(missing)}"
+        )
+    permutation = batch_info.permutation
     if permutation is None:
         raise ValueError("batch_info.permutation: expected a tensor, got None (is this a batch of the csgmv backend?)")
-    if not (
-        permutation.dtype == indptr.dtype == indices.dtype == ranks.dtype == torch.int32
-        and scalings.dtype == torch.float32
-    ):
-        given = {"permutation": permutation, "seg_indptr": indptr, "weight_indices": indices, "lora_ranks": ranks}
-        faults = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype != torch.int32]
-        faults += [f"scalings {scalings.dtype}"] if scalings.dtype != torch.float32 else []
-        raise TypeError(f"batch_info: expected int32 tensors and float32 scalings, got {', '.join(faults)}")
-    if chunk_size is None or chunk_size < 1:
-        raise ValueError(f"batch_info.max_len: expected the chunk size, 1 or more, got {chunk_size}")
+    if batch_info.max_len is None:
+        raise ValueError("batch_info.max_len: expected the chunk size, got None")
+    plain_arguments.whole("batch_info.max_len", batch_info.max_len, 1)
+    count = _count(batch_info, rows)
+    made = Segments(
+        permutation,
+        batch_info.seg_indptr,
+        batch_info.weight_indices,
+        batch_info.lora_ranks,
+        batch_info.scalings,
+        batch_info.max_len,
+        count,
+        permutation.shape[0],
+    )
     # Rows of an lm_head keep the order of their requests: an adapter may come again after another one, and each time
     # counts for `tiles.deal` as one adapter more.
-    runs = count if getattr(batch_info, "expected_tokens", None) is not None else 0
-    made = Segments(permutation, indptr, indices, ranks, scalings, chunk_size, count, permutation.shape[0])
-    made.active_adapters = runs
+    made.active_adapters = count if getattr(batch_info, "expected_tokens", None) is not None else 0
+    batch_faults.check_layout(made, "batch_info")
     return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,9 +167,9 @@ def _is_all_linear(targets: object) -> bool:
 def _faults(config: dict[str, Any]) -> Iterator[str]:
     for name, value in config.items():
         if name not in _HONOURED and name not in _WITHOUT_EFFECT and value not in _NEUTRAL:
-            yield f"expected plain LoRA, got {name} = {value!r}"
+            yield f"expected plain LoRA, got {name} = {reprlib.repr(value)}"
     if (start := config.get("init_lora_weights")) not in _INITIALISED_APART:
-        yield f"expected an adapter to the base weights as they are, got init_lora_weights = {start!r}"
+        yield f"expected an adapter to the base weights as they are, got init_lora_weights = {reprlib.repr(start)}"
     yield from _number_faults(config)
     yield from _target_faults(config)
 
@@ -176,18 +177,19 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
 def _target_faults(config: dict[str, Any]) -> Iterator[str]:
     targets, layers = config.get("target_modules"), config.get("layers_to_transform")
     if not targets:
-        yield f"expected target_modules to be names or a regular expression, got {targets!r}"
+        yield f"expected target_modules to be names or a regular expression, got {reprlib.repr(targets)}"
     for name in ("target_modules", "exclude_modules"):
         yield from _names_faults(name, config.get(name) or [])
     if layers not in (None, []):
         if isinstance(targets, str):
-            yield f"expected target_modules to be names, since there is layers_to_transform, got {targets!r}"
+            wanted = "target_modules to be names, since there is layers_to_transform"
+            yield f"expected {wanted}, got {reprlib.repr(targets)}"
         if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers])):
-            yield f"expected layers_to_transform to be integers, got {layers!r}"
+            yield f"expected layers_to_transform to be integers, got {reprlib.repr(layers)}"
     patterns = config.get("layers_pattern") or []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str) or _regex_fault(_numbered(pattern)):
-            yield f"expected layers_pattern to be regular expressions, got {patterns!r}"
+    listed = patterns if isinstance(patterns, list) else [patterns]
+    if not all(isinstance(pattern, str) and not _regex_fault(_numbered(pattern)) for pattern in listed):
+        yield f"expected layers_pattern to be regular expressions, got {reprlib.repr(patterns)}"
 
 
 def _number_faults(config: dict[str, Any]) -> Iterator[str]:
@@ -197,14 +199,14 @@ def _number_faults(config: dict[str, Any]) -> Iterator[str]:
     ):
         patterns = config.get(pattern) or {}
         if not isinstance(patterns, dict):
-            yield f"expected {pattern} to be an object, got {patterns!r}"
+            yield f"expected {pattern} to be an object, got {reprlib.repr(patterns)}"
             continue
         for value in (config.get(name), *patterns.values()):
             if not fits(value):
-                yield f"expected {name} and {pattern} to hold {wanted}, got {value!r}"
+                yield f"expected {name} and {pattern} to hold {wanted}, got {reprlib.repr(value)}"
         for key in patterns:
             if fault := _regex_fault(_ending(key)):
-                yield f"expected {pattern} to have regular expressions, got {key!r}: {fault}"
+                yield f"expected {pattern} to have regular expressions, got {reprlib.repr(key)}: {fault}"
 
 
 def _is_rank(value: object) -> bool:
@@ -218,9 +220,9 @@ def _is_finite(value: object) -> bool:
 def _names_faults(field: str, names: object) -> Iterator[str]:
     if isinstance(names, str):
         if fault := _regex_fault(names):
-            yield f"expected {field} to be names or a regular expression, got {names!r}: {fault}"
+            yield f"expected {field} to be names or a regular expression, got {reprlib.repr(names)}: {fault}"
     elif not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        yield f"expected {field} to be names or a regular expression, got {names!r}"
+        yield f"expected {field} to be names or a regular expression, got {reprlib.repr(names)}"
 
 
 def _regex_fault(pattern: str) -> str | None:

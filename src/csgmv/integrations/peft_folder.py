@@ -7,6 +7,7 @@ is read, and pickles are not opened at all.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,9 @@ def read(
     config = AdapterConfig.read(folder)
     sizes = config.sizes(modules, all_linear)
     if not sizes:
-        raise ValueError(f"{config.path}: expected target_modules that the model has, got {config.targets!r}")
+        raise ValueError(
+            f"{config.path}: expected target_modules that the model has, got {reprlib.repr(config.targets)}"
+        )
     if other := [path for path in sizes if modules[path] is None]:
         raise ValueError(f"{config.path}: expected target_modules to be linear layers, got {_some(other)}")
     return _read_weights(folder, {path: (size, modules[path]) for path, size in sizes.items()}, base)

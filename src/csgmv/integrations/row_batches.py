@@ -14,25 +14,27 @@ from collections.abc import Sequence
 
 import torch
 
+from csgmv import plain_arguments
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.segments import Segments
 
 _numbers = itertools.count()  # of static batches
 
 
-def slot_ids(slots: AdapterSlots, names: object) -> list[int]:
-    """The slot of each row's adapter, -1 for None.
+def slot_ids(slots: AdapterSlots, called: str, names: object) -> list[int]:
+    """The slot of each row's adapter, -1 for None; `called` is the argument's name.
 
     Raises:
         TypeError: what is given is no sequence of names and None.
         ValueError: there are none, or a name is unknown.
     """
     if not isinstance(names, Sequence) or isinstance(names, str):
-        raise TypeError(f"expected a sequence with an adapter's name or None for each row, got {names!r}")
+        raise TypeError(f"{called}: expected a sequence with an adapter's name or None for each row, got {names!r}")
     if not names:
-        raise ValueError("expected an adapter's name or None for each row, got no rows")
-    if unknown := [name for name in names if name is not None and name not in slots.of]:
-        raise ValueError(f"expected names of adapters ({', '.join(slots.of) or 'there are none'}), got {unknown[0]!r}")
+        raise ValueError(f"{called}: expected an adapter's name or None for each row, got no rows")
+    if unknown := [name for name in names if name is not None and not (isinstance(name, str) and name in slots.of)]:
+        there = ", ".join(slots.of) or "there are none"
+        raise ValueError(f"{called}: expected names of adapters ({there}), got {unknown[0]!r}")
     return [-1 if name is None else slots.of[name] for name in names]
 
 
@@ -48,7 +50,7 @@ class RowBatch:
     graph = ""
 
     def __init__(self, slots: AdapterSlots, names: object) -> None:
-        self.ids = slot_ids(slots, names)
+        self.ids = slot_ids(slots, "batch", names)
         self.mask = sum(1 << slot for slot in {*self.ids} if slot >= 0)
         self._slots, self._on_gpu = slots, slots.device.type == "cuda"
         self._whole: dict[torch.Size, Segments] = {}
@@ -87,7 +89,7 @@ def _tokens(lead: Sequence[int], rows: int) -> list[int]:
     if len(lead) < 2:
         raise ValueError(f"expected layers' inputs of [rows, tokens, features], got {len(lead) + 1} dimensions")
     if lead[0] % rows:
-        raise ValueError(f"expected as many rows as names of adapters ({rows}), or a multiple, got {lead[0]}")
+        raise ValueError(f"names: expected as many rows as names of adapters ({rows}), or a multiple, got {lead[0]}")
     return [math.prod(lead) // rows] * rows
 
 
@@ -106,8 +108,7 @@ class StaticBatch:
 
     def __init__(self, slots: AdapterSlots, rows: int, tokens: int) -> None:
         for name, value in (("rows", rows), ("tokens", tokens)):
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+            plain_arguments.whole(name, value, 1)
         self.ids = [-1] * rows
         self.graph = f"static {next(_numbers)}"
         self._slots, self._lead = slots, (rows, tokens)
@@ -123,7 +124,7 @@ class StaticBatch:
         Raises:
             TypeError, ValueError: these are no such names; nothing has been changed.
         """
-        ids = slot_ids(self._slots, names)
+        ids = slot_ids(self._slots, "names", names)
         ranks = self._slots.largest_ranks()
         self._whole.update_from_sequences(_tokens(self._lead, len(ids)), ids, ranks, [1.0] * len(ranks))
         self.ids = ids

@@ -129,7 +129,7 @@ def _version(tensor: torch.Tensor) -> int:
 
 def _read_offsets(offsets: Offsets) -> tuple[int, ...]:
     if not isinstance(offsets, torch.Tensor):
-        return tuple(offsets)
+        return tuple(offsets) if isinstance(offsets, Sequence) else offsets  # which lora_expand refuses
     known = _remembered.get(id(offsets))
     if (
         known is not None

@@ -17,8 +17,8 @@ from typing import Union
 import torch
 from torch import nn
 
-from csgmv import rules
-from csgmv.integrations import traced
+from csgmv import plain_arguments, rules
+from csgmv.integrations import linear_layers, traced
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.integrations.wrapped_linear import Serving
@@ -68,18 +68,20 @@ class MultiLoRA:
                 quantised layer the model's.
 
         Raises:
-            TypeError: a name is none.
+            TypeError: an argument is of another class, or a name is none.
             ValueError: an adapter cannot be honoured or does not fit the model, or there are too many, or the model is
                 not on one device that can run the kernels. The model is as it was.
         """
+        _check(model, adapters, dtype)
         self._model = WrappedModel(model, dtype)
         found = {_named(name): self._model.read(folder) for name, folder in adapters.items()}
-        self._max_rank = _max_rank(found) if max_rank is None else max_rank
-        slots = max(len(found), 1) if max_loras is None else max_loras
-        if slots < max(len(found), 1):
-            raise ValueError(f"max_loras: expected at least {max(len(found), 1)}, for the adapters given, got {slots}")
-        if not 1 <= self._max_rank <= rules.MAX_RANK:
-            raise ValueError(f"max_rank: expected 1 to {rules.MAX_RANK}, got {max_rank}")
+        given = max(len(found), 1)
+        slots = given if max_loras is None else plain_arguments.whole("max_loras", max_loras, 1)
+        if slots < given:
+            raise ValueError(f"max_loras: expected at least {given}, for the adapters given, got {slots}")
+        self._max_rank = _max_rank(found)
+        if max_rank is not None:
+            self._max_rank = plain_arguments.whole("max_rank", max_rank, 1, rules.MAX_RANK)
         for name, weights in found.items():
             self._check_ranks(name, weights)
         targeted = self._model.targeted(target_modules, found.values())
@@ -116,7 +118,7 @@ class MultiLoRA:
         if self._serving.batch is not None:
             raise RuntimeError("a batch is being served already: leave its `with` block first")
         if isinstance(batch, StaticBatch) and batch not in self._static:
-            raise ValueError("expected a batch of this MultiLoRA's own `static`, got another's")
+            raise ValueError("batch: expected one of this MultiLoRA's own `static`, got another's")
         self._serving.start(batch if isinstance(batch, StaticBatch) else RowBatch(self._slots, batch))
         try:
             yield
@@ -178,7 +180,7 @@ class MultiLoRA:
             RuntimeError: this is closed.
         """
         self._check_open()
-        if name not in self._slots.of:
+        if not isinstance(name, str) or name not in self._slots.of:
             raise ValueError(f"name: expected one of {', '.join(self.adapters) or 'none'}, got {name!r}")
         served = [] if self._serving.batch is None else [self._serving.batch]
         if any(self._slots.of[name] in batch.ids for batch in (*served, *self._static)):
@@ -224,6 +226,17 @@ class MultiLoRA:
                 raise ValueError(
                     f"adapter {name!r}: expected ranks of at most max_rank {self._max_rank}, got {found.rank} of {path}"
                 )
+
+
+def _check(model: object, adapters: object, dtype: object) -> None:
+    """Raises TypeError or ValueError for what is of another class, before anything is read."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f"adapters: expected folders by name, got {type(adapters).__name__}")
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in linear_layers.DTYPES):
+        wanted = ", ".join(map(str, linear_layers.DTYPES))
+        raise ValueError(f"dtype: expected {wanted} or None, got {dtype!r}")
 
 
 def _named(name: object) -> str:

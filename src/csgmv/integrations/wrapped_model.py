@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,19 +37,24 @@ class WrappedModel:
 
     def read(self, folder: str | Path) -> Adapter:
         """An adapter's weights for this model; raises what `peft_folder.read` does."""
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"folder: expected a str or a PathLike, got {type(folder).__name__}")
         return peft_folder.read(Path(folder), self._linears, self._all_linear, self._parameters)
 
     def targeted(self, target_modules: str | Sequence[str], adapters: Iterable[Adapter]) -> list[str]:
         """The linear layers that are named, or that an adapter targets, in the order in which the model has them.
 
         Raises:
+            TypeError: target_modules are neither names nor a string.
             ValueError: target_modules is no regular expression.
         """
+        wanted = "target_modules: expected names or a regular expression"
+        if not isinstance(target_modules, Sequence) or not all(isinstance(name, str) for name in target_modules):
+            raise TypeError(f"{wanted}, got {target_modules!r}")
         names = target_modules if isinstance(target_modules, str) else [*target_modules]
         try:
             named = {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
         except re.error as error:
-            wanted = "target_modules: expected names or a regular expression"
             raise ValueError(f"{wanted}, got {target_modules!r}: {error}") from None
         named |= self._all_linear if names == peft_adapter.ALL_LINEAR else set()
         return [path for path in self._modules if path in named or any(path in each for each in adapters)]

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: a file cannot be read or written.
     """
     _check_extra()
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out: expected a folder, got {args.out}")
     book = findings.read(args.configs, args.gpu, bandwidth=args.bandwidth, bench=args.bench)
     parts = []
     for number, chapter in enumerate(book.chapters, start=1):

@@ -19,6 +19,7 @@ import triton
 from csgmv import columns, records, rules
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
+from csgmv.option_types import number
 from csgmv.tuning.lab import Lab
 from csgmv.tuning.side_by_side import Track, deciding, side_by_side
 
@@ -105,9 +106,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv agree`."""
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file or folder of raw results")
     parser.add_argument("second", type=Path, metavar="SECOND", help="of another run of the tuner")
-    parser.add_argument("--within", type=float, default=2.0, metavar="PERCENT", help="of time (%(default)g)")
+    parser.add_argument("--within", type=number(), default=2.0, metavar="PERCENT", help="of time (%(default)g)")
     parser.add_argument(
-        "--least", type=float, default=95.0, metavar="PERCENT", help="of the keys must agree (%(default)g)"
+        "--least",
+        type=number(0, 100),
+        default=95.0,
+        metavar="PERCENT",
+        help="of the keys must agree (%(default)g)",
     )
 
 

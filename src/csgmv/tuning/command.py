@@ -18,6 +18,7 @@ import triton
 
 from csgmv import dispatch, kernel_hash, layer_options, misses, overlay, rules
 from csgmv.baking.collect import collect
+from csgmv.option_types import number, whole
 from csgmv.tuning import fleet, model, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.tuner import Step, Summary, tune
@@ -51,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layer_options.add_arguments(what)
     add = what.add_argument
     chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
-    add("--chunk-sizes", type=int, nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
-    add("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=tokens)
+    add("--chunk-sizes", type=whole(1), nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
+    add("--tokens", type=whole(1), nargs="+", default=TOKENS, metavar="N", help=tokens)
     add(
         "--adapters",
-        type=int,
+        type=whole(1),
         nargs="+",
         default=(),
         metavar="N",
@@ -70,9 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stale", action="store_true", help="just the keys in FOLDER that were measured with other kernels than these")
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
-    add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    add("--processes", type=int, metavar="N", help="processes that compile for a GPU (as many as processors, less two)")
-    add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
+    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
+    add(
+        "--processes",
+        type=whole(1),
+        metavar="N",
+        help="processes that compile for a GPU (as many as processors, less two)",
+    )
+    add(
+        "--seed",
+        type=whole(0, 2**63 - 1),
+        metavar="N",
+        default=0,
+        help="of the random tensors (%(default)s)",
+    )
     add("--force", action="store_true", help="measure also what was measured already")
     add("--then-load", action="store_true", help="load all results in FOLDER and say which keys launch with their own")
     add(
@@ -91,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the options do not make a plan, or a file of raw results is broken.
     """
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out: expected a folder, got {args.out}")
     if not args.dry_run and args.ray is None and not torch.cuda.is_available():
         print("csgmv tune: needs a GPU, and torch finds none (--dry-run and --ray work without)", file=sys.stderr)
         return NO_GPU
