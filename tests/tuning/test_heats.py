@@ -81,7 +81,8 @@ def test_the_nearest_comes_first_and_races_are_short(choice: Choice, monkeypatch
     order = [row for heat in planned.others if heat.result.key == keys[0] for row in heat.rows]
     winners = {key: row for key, row in choice.table[WHERE].items() if row and key.max_rank == keys[0].max_rank}
     near = [
-        refit.adapted(winners[key], key, keys[0], rules.LIMITS["9.0"]) for key in fallback.lenders(keys[0], winners)
+        refit.adapted(winners[key], key, keys[0], rules.LIMITS["9.0"])
+        for key in fallback.lenders(keys[0], fallback.by_layer(winners))
     ]
     assert len(order) > 1
     assert order == [row for row in dict.fromkeys(near) if row in order]
