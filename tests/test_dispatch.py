@@ -113,6 +113,19 @@ def test_keys_come_from_the_tensors_of_a_launch() -> None:
     assert rules.key_fault(key) is None
 
 
+def test_an_expand_of_one_slice_among_others_is_a_layer_of_its_own() -> None:
+    """Slices without columns have no programs: k by itself has the row of a layer as wide."""
+    segments = make_batch([8, 8], 8, 32, [8], 100).segments
+    alone = dispatch.expand_key((1024,), 64, torch.bfloat16, segments)
+    assert dispatch.expand_key((0, 1024, 0), 64, torch.bfloat16, segments) == alone
+    assert dispatch.expand_key((0, 0), 64, torch.bfloat16, segments).slice_widths == (0,)
+    told = dispatch.explain("expand", max_rank=64, slice_widths=(0, 1024, 0), chunk_size=16, num_segments=8)
+    assert told.step == "exact"
+    assert told.source == ("expand", 0, (1024,), 64, 1, "bfloat16", 16, 8)
+    joint = dispatch.add_lora_key(64, (0, 1024), 64, torch.bfloat16, segments)
+    assert joint.slice_widths == (0, 1024)  # its shrink has the columns of both
+
+
 def test_wrappers_take_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The config that a launch gets is the one that csgmv.explain names."""
     batch = make_batch([8, 8], 8, 32, [16], 20)

@@ -67,8 +67,8 @@ def shrink_key(input_dim: int, max_rank: int, num_slices: int, dtype: torch.dtyp
 def expand_key(slice_widths: tuple[int, ...], max_rank: int, dtype: torch.dtype, segments: Segments) -> Key:
     """The key of a `lora_expand` launch."""
     bucket = rules.segment_bucket(segments.num_segments)
-    name = _DTYPE_NAMES[dtype]
-    return Key("expand", 0, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
+    name, slices = _DTYPE_NAMES[dtype], len(slice_widths)
+    return rules.expand_part(Key("expand", 0, slice_widths, max_rank, slices, name, segments.chunk_size, bucket))
 
 
 def add_lora_key(
@@ -275,6 +275,7 @@ def explain(
     )
     if fault := rules.key_fault(key):
         raise ValueError(fault)
+    key = rules.expand_part(key) if op == "expand" else key
     if device is None:
         device = "cpu" if launch.INTERPRETED or not torch.cuda.is_available() else "cuda"
     invariant = plain_arguments.flag("batch_invariant", batch_invariant)

@@ -67,7 +67,7 @@ def key_of(args: argparse.Namespace) -> rules.Key:
         raise ValueError(f"--segments: expected a positive number, got {args.segments}")
     if fault := rules.key_fault(key):
         raise ValueError(fault)
-    return key
+    return rules.expand_part(key) if key.op == "expand" else key
 
 
 def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:

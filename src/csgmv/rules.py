@@ -4,6 +4,7 @@ Standard library only: the codegen loads this file by its path, because importin
 
     Key                 what a config is stored under
     FIELDS              what a config consists of, per operation
+    expand_part         what the expand of a layer is looked up under
     key_faults          whether a launch could ever ask for a key
     config_fault        whether a config is well formed
     resource_fault      whether a device can run it
@@ -47,6 +48,16 @@ class Key(NamedTuple):
 
 
 LAYER_FIELDS = 6  # what a key says of the layer; the rest, chunk_size and segment_bucket, is of the batch
+
+
+def expand_part(key: Key) -> Key:
+    """The key of the expand that a key's layer and batch have, of add_lora's second half.
+
+    Slices without columns have no programs, so they are left out: q, k or v by itself is looked up as a layer of its
+    own, also where it stands among two others of no width.
+    """
+    widths = tuple(width for width in key.slice_widths if width) or (0,)
+    return key._replace(op="expand", input_dim=0, slice_widths=widths, num_slices=len(widths))
 
 
 def dimensions(op: str, input_dim: int, slice_widths: Sequence[int], num_slices: int, max_rank: int) -> str:

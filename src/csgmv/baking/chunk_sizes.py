@@ -52,7 +52,7 @@ def _calls(shapes: Mapping[rules.Key, _Times]) -> Iterator[_Times]:
     """The shapes' times, without those of a shrink or expand that is in an add_lora, which is what a layer calls."""
     joint = [key for key in shapes if key.op == "add_lora"]
     parts = {key._replace(op="shrink", slice_widths=()) for key in joint}
-    parts |= {key._replace(op="expand", input_dim=0) for key in joint}
+    parts |= {rules.expand_part(key) for key in joint}
     yield from (times for key, times in shapes.items() if key not in parts)
 
 

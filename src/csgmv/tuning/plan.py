@@ -233,7 +233,7 @@ def _segments(tokens: int, adapters: int, chunk_size: int) -> Segments:
 
 def parts(key: rules.Key) -> tuple[rules.Key, rules.Key]:
     """The keys of an `add_lora` key's two kernels when launched by themselves."""
-    return key._replace(op="shrink", slice_widths=()), key._replace(op="expand", input_dim=0)
+    return key._replace(op="shrink", slice_widths=()), rules.expand_part(key)
 
 
 def family(key: rules.Key) -> rules.Key:
