@@ -1,22 +1,15 @@
-"""Engines to install into: sglang in its two layouts and vLLM, laid into sys.modules with functions that only answer;
-and slices of the published ones, where they are.
-"""
+"""Engines to install into: sglang in its two layouts and vLLM, laid into sys.modules with functions that answer."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pathlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
-PEERS = pathlib.Path(__file__).parents[1] / ".peers"
-NO_PEERS = "needs slices of the published engines in .peers, which are not part of this repository"
 OLD, NEW = "sglang.srt.lora.triton_ops", "sglang.kernels.ops.lora.dense"
 BACKEND = "sglang.srt.lora.backend.chunked_backend"
 VERSIONS = {OLD: "0.5.11", NEW: "0.5.23"}
@@ -121,24 +114,3 @@ def vllm_laid(version: str = "0.33.0", *, batch_invariant: bool = False, **schem
             yield
         finally:
             library._destroy()
-
-
-@pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The slices' modules under short names."""
-    if not PEERS.is_dir():
-        pytest.skip(NO_PEERS)
-    monkeypatch.syspath_prepend(str(PEERS))
-    with only("sglang", "sglang511", "vllm"):
-        new, old = NEW, OLD.replace("sglang", "sglang511")
-        found = {
-            "info": "sglang.srt.lora.utils",
-            "new_shrink": f"{new}.chunked_sgmv_shrink",
-            "new_expand": f"{new}.chunked_sgmv_expand",
-            "old_shrink": f"{old}.chunked_sgmv_shrink",
-            "old_expand": f"{old}.chunked_sgmv_expand",
-            "vllm_shrink": "vllm.lora.ops.triton_ops.lora_shrink_op",
-            "vllm_expand": "vllm.lora.ops.triton_ops.lora_expand_op",
-            "vllm_meta": "vllm.lora.ops.triton_ops.lora_kernel_metadata",
-        }
-        yield SimpleNamespace(**{name: importlib.import_module(module) for name, module in found.items()})

@@ -18,7 +18,6 @@ import torch
 
 from batches import DEVICE, DTYPES, TOLERANCE, poisoned
 from csgmv.integrations import sglang, vllm
-from engines import published  # noqa: F401  a fixture
 from sglang_batches import IDS as SGLANG_IDS
 from sglang_batches import OFFSETS, batch_info, tensors
 from vllm_batches import IDS, some_x, weights
@@ -45,7 +44,7 @@ def defined(h: torch.Tensor, num_slices: int, info: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("version", ["old", "new"])
-def test_sglang(version: str, dtype: torch.dtype, published: SimpleNamespace) -> None:  # noqa: F811
+def test_sglang(version: str, dtype: torch.dtype, published: SimpleNamespace) -> None:
     """Mixed ranks and scalings, rows and a slot without an adapter, uneven slices: the same h and the same output."""
     x, lora_a, lora_b, base = (each.to(dtype) for each in tensors())
     made, offsets = batch_info(), torch.tensor(OFFSETS, dtype=torch.int32, device=DEVICE)
@@ -62,7 +61,7 @@ def test_sglang(version: str, dtype: torch.dtype, published: SimpleNamespace) ->
 
 
 @pytest.mark.parametrize("split_k", [1, 4])
-def test_sglangs_split_k(split_k: int, published: SimpleNamespace) -> None:  # noqa: F811
+def test_sglangs_split_k(split_k: int, published: SimpleNamespace) -> None:
     """An argument that 0.5.23 has and 0.5.11 has not."""
     x, lora_a, *_ = tensors(input_dim=1040)
     info = batch_info()
@@ -71,7 +70,7 @@ def test_sglangs_split_k(split_k: int, published: SimpleNamespace) -> None:  # n
     assert_like(defined(h, 3, info), defined(theirs, 3, info), x.dtype)
 
 
-def test_signatures(published: SimpleNamespace) -> None:  # noqa: F811
+def test_signatures(published: SimpleNamespace) -> None:
     """A call that binds to a published function binds to csgmv's, with the same meanings of its positions."""
 
     def names(function: Callable[..., object]) -> list[str]:
@@ -88,7 +87,7 @@ def test_signatures(published: SimpleNamespace) -> None:  # noqa: F811
     assert names(published.vllm_expand._lora_expand) == names(vllm.lora_expand)
 
 
-def test_install_finds_sglangs_functions(published: SimpleNamespace) -> None:  # noqa: F811
+def test_install_finds_sglangs_functions(published: SimpleNamespace) -> None:
     """In the modules of 0.5.23 as they are published."""
     theirs = published.new_shrink.chunked_sgmv_lora_shrink_forward
     with sglang.install():
@@ -134,7 +133,7 @@ def test_vllm(
     widths: tuple[int, ...],
     how: dict[str, Any],
     dtype: torch.dtype,
-    published: SimpleNamespace,  # noqa: F811
+    published: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the metadata that vLLM prepares: the same h, zero in rows without an adapter, and the same output."""
@@ -179,7 +178,7 @@ def unsynchronised() -> Iterator[None]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [7, 64, 600])
-def test_vllms_graphs_replay_other_batches(tokens: int, dtype: torch.dtype, published: SimpleNamespace) -> None:  # noqa: F811
+def test_vllms_graphs_replay_other_batches(tokens: int, dtype: torch.dtype, published: SimpleNamespace) -> None:
     """Captured with one batch, replayed with other adapters, fewer, one, and one row alone: as vLLM's own eager calls,
     and bit for bit as csgmv's. Neither waits for the GPU.
     """
@@ -213,7 +212,7 @@ def test_vllms_graphs_replay_other_batches(tokens: int, dtype: torch.dtype, publ
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sglangs_graphs_replay_other_batches(dtype: torch.dtype, published: SimpleNamespace) -> None:  # noqa: F811
+def test_sglangs_graphs_replay_other_batches(dtype: torch.dtype, published: SimpleNamespace) -> None:
     """Captured by csgmv's functions with one static batch, replayed with others: as sglang's own eager calls."""
     x, lora_a, lora_b, base = (each.to(dtype) for each in tensors(input_dim=1024))
     static, offsets = batch_info(static=True), torch.tensor(OFFSETS, dtype=torch.int32, device=DEVICE)
