@@ -39,7 +39,7 @@ def made() -> Iterator[list[Fenced]]:
 
 
 @interpreted
-@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck])
 @given(st.randoms(use_true_random=False))
 def test_every_batch(draw: random.Random) -> None:
     """Whatever dimensions, strides, layout, config, adapters and grouping: right, repeatable, nothing else touched."""
@@ -101,15 +101,14 @@ def test_some_cases(kind: dict[str, object], made: list[Fenced]) -> None:
     exercise.check(a_case(**kind), HERE, made)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("max_rank", [1, 12, 24, 48, 96])
-def test_ranks_and_slices_that_others_failed_at(max_rank: int, dtype: str, made: list[Fenced]) -> None:
+def test_ranks_and_slices_that_others_failed_at(max_rank: int, made: list[Fenced]) -> None:
     """No power of two, or below what a dot takes; mixed, as scalings are; a slice narrower than the rank, one of none,
     four in all. (vllm#49327, punica#17, LoRAX#241, sglang#28091, vllm-ascend#10562)
     """
     ranks = max_rank, max(1, max_rank - 1), 0, max(1, max_rank // 3)
     how = {"widths": (8, 0, 40, 7), "max_rank": max_rank, "ranks": ranks, "scalings": (1.0, -0.5, 1.0, 300.0)}
-    exercise.check(a_case(dtype=dtype, num_tokens=14, mix="random", **how), HERE, made)
+    exercise.check(a_case(num_tokens=8, **how), HERE, made)
 
 
 def poke(tensor: torch.Tensor, at: int) -> None:
