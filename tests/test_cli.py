@@ -46,7 +46,7 @@ def test_help_names_every_command(capsys):
     assert done.value.code == 0
     text = capsys.readouterr().out
     for name, mounted in cli.COMMANDS.items():
-        assert f"{name} " in text
+        assert any(line.split()[:1] == [name] for line in text.splitlines())  # a long name has a line of its own
         assert mounted.help.split()[0] in text
 
 
