@@ -137,23 +137,6 @@ def test_few_batches_are_kept():
         assert len(sglang._batches) <= sglang._MOST_BATCHES
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error", "message"),
-    [
-        ("lora_ranks", torch.tensor([8, 8]), TypeError, "float32 scalings, got lora_ranks torch.int64"),
-        ("scalings", torch.tensor([1.0]).double(), TypeError, "float32 scalings, got scalings torch.float64"),
-        ("permutation", None, ValueError, r"batch_info\.permutation: expected a tensor, got None"),
-        ("max_len", None, ValueError, r"batch_info\.max_len: expected the chunk size, 1 or more, got None"),
-    ],
-)
-def test_a_batch_info_of_another_kind_is_refused(name, value, error, message):
-    """Another backend's LoRABatchInfo has the same attributes with other contents: the message says which."""
-    info = batch_info()
-    setattr(info, name, value)
-    with pytest.raises(error, match=message):
-        sglang.segments(info)
-
-
 def test_signatures_are_those_of_sglang():
     """Keyword calls written for sglang 0.5.11 and 0.5.23 bind."""
     shrink = inspect.signature(sglang.chunked_sgmv_lora_shrink_forward)
