@@ -35,19 +35,20 @@ def run(configs: Path, *more: str) -> int:
 
 def literals(text: str) -> dict[str, Any]:
     """The names that a table's source assigns, with their values; fails unless all else is doc and annotation."""
-    doc, future, digest, *tables = ast.parse(text).body
+    doc, future, form, digest, *tables = ast.parse(text).body
     assert isinstance(doc, ast.Expr)
     assert isinstance(doc.value, ast.Constant)
     assert isinstance(future, ast.ImportFrom)
     assert future.module == "__future__"
+    assert isinstance(form, ast.Assign)
     assert isinstance(digest, ast.Assign)
-    values = {"DIGEST": ast.literal_eval(digest.value)}
+    values = {"FORMAT": ast.literal_eval(form.value), "DIGEST": ast.literal_eval(digest.value)}
     for table in tables:
         assert isinstance(table, ast.AnnAssign)
         assert isinstance(table.target, ast.Name)
         assert table.value is not None
         values[table.target.id] = ast.literal_eval(table.value)
-    assert values.keys() == {"DIGEST", "TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS", "LOSSES"}
+    assert values.keys() == {"FORMAT", "DIGEST", "TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS", "LOSSES"}
     return values
 
 
