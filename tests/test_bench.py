@@ -55,7 +55,7 @@ def test_every_combination_of_the_batch_is_measured():
     [
         (("--rank", "0"), "expected R or R+R+… with ranks of 1 to 256, got '0'"),
         (("--rank", "8+x"), "got '8+x'"),
-        (("--tokens", "-3"), "expected a positive whole number, got '-3'"),
+        (("--tokens", "-3"), "expected a whole number from 1 on, got '-3'"),
         (("--layer", "qkv:1024"), "such as qkv:1024:2048+1024+1024; got 'qkv:1024'"),
         (("--dtype", "int8"), "invalid choice: 'int8'"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import functools
 import json
 import os
@@ -219,48 +218,6 @@ def test_triton_finds_what_was_compiled_in_parallel() -> None:
     if hasattr(triton, "AsyncCompileMode"):
         assert said["threads"] == 2
         assert said["progress"] == [[done, said["binaries"]] for done in range(1, said["binaries"] + 1)]
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as the arguments are looked at, there is one."""
-    monkeypatch.setattr(binaries.launch, "INTERPRETED", False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(binaries, "_without_rows", lambda chunk_size, *_: SimpleNamespace(chunk_size=chunk_size))
-    monkeypatch.setattr(binaries.sizes_of_chunks, "possible", lambda *_: {16})
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        ({"layers": []}, ValueError, "layers: expected at least one, got none"),
-        ({"layers": ["qkv"]}, TypeError, "layers: expected a model or LayerShapes, got str among them"),
-        ({"layers": "/no/such/folder"}, (ValueError, ImportError), "folder|transformers"),
-        ({"tp": 2}, ValueError, "tp: expected 1 with LayerShapes, .* got 2"),
-        ({"max_tokens": 0}, ValueError, "max_tokens: expected a positive number, got 0"),
-        ({"max_loras": -1}, ValueError, "max_loras: expected a positive number, got -1"),
-        ({"threads": 0}, ValueError, "threads: expected a positive number, got 0"),
-        ({"max_rank": 257}, ValueError, "max_rank: expected 1 to 256, got 257"),
-        ({"dtype": torch.int8}, TypeError, "dtype: expected torch.float16, .* got torch.int8"),
-        ({"dtype": "float16"}, TypeError, "dtype: expected torch.float16, .* got 'float16'"),
-        ({"ops": ("shrink", "fly")}, ValueError, "ops: expected some of shrink, expand, add_lora, got .*fly"),
-        ({"ops": ()}, ValueError, r"ops: expected some of .* got \(\)"),
-        ({"chunk_sizes": []}, ValueError, "chunk_sizes: expected at least one, got none"),
-        ({"chunk_sizes": [16, 0]}, ValueError, "chunk_sizes: expected positive numbers, got 0"),
-        ({"layers": [LayerShape("o", 0, (8,))]}, ValueError, "input_dim: expected a positive number"),
-        ({"layers": [LayerShape("o", 8, (8,) * 5)]}, ValueError, "num_slices: expected 1 to 4, got 5"),
-        ({"device": "cpu"}, ValueError, "device: expected a GPU, got cpu"),
-    ],
-)
-def test_arguments_that_make_no_sense(change: dict[str, Any], kind: Any, message: str) -> None:
-    """Each error names the argument, what was expected and what came, before anything is compiled."""
-    given: dict[str, Any] = {"layers": [QKV], **WARM, **change}
-    with pytest.raises(kind, match=message):
-        csgmv.warmup(given.pop("layers"), **given)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

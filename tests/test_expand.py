@@ -107,34 +107,3 @@ def test_batches_without_work() -> None:
         16,
     )
     assert torch.equal(base, before)
-
-
-def test_errors_name_the_argument() -> None:
-    """What was expected and what came, before anything is launched."""
-    batch = make_batch([4], 4, 32, [8, 4], 8)
-    h, b, segments, base = some_h(batch), batch.lora_b, batch.segments, batch.base_output
-    cases = [
-        (
-            TypeError,
-            "slice_offsets: expected a sequence of host integers",
-            (h, b, segments, torch.tensor([0, 12]), base),
-        ),
-        (ValueError, r"slice_offsets: expected 2 to 5 offsets, got \[0\]", (h, b, segments, (0,), base)),
-        (ValueError, r"slice_offsets: expected to rise from 0 to output_dim 12", (h, b, segments, (0, 8, 11), base)),
-        (ValueError, r"slice_offsets: expected to rise from 0", (h, b, segments, (0, 14, 12), base)),
-        (ValueError, r"h: expected shape \[8, 4\], got \[8, 8\]", (h, b, segments, (0, 12), base)),
-        (TypeError, "lora_b: expected torch.float16 like the input", (h, b.float(), segments, (0, 8, 12), base)),
-        (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:, :11])),
-        (ValueError, r"base_output: expected \[8, at least 12\]", (h, b, segments, (0, 8, 12), base[:7])),
-        (ValueError, "base_output: expected contiguous rows", (h, b, segments, (0, 8, 12), base.T.contiguous().T)),
-        (TypeError, "base_output: expected torch.float16 like lora_b", (h, b, segments, (0, 8, 12), base.float())),
-        (TypeError, "base_output: expected torch.float16", (h.float(), b, segments, (0, 8, 12), base.float())),
-        (TypeError, "segments: expected csgmv.Segments", (h, b, "segments", (0, 8, 12), base)),
-    ]
-    before = base.clone()
-    for error, message, arguments in cases:
-        with pytest.raises(error, match=message):
-            lora_expand(*arguments)
-    with pytest.raises(TypeError, match="config: expected ExpandConfig or None"):
-        lora_expand(h, b, segments, (0, 8, 12), base, config=3)  # type: ignore[arg-type]
-    assert torch.equal(base, before)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 import random
 import sys
 from collections import Counter
@@ -608,3 +609,26 @@ def test_the_short_way_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> N
             assert torch.equal(results[0].view(torch.int16), results[1].view(torch.int16))
             assert torch.equal(results[0].view(torch.int16), results[2].view(torch.int16))
     assert launch.Launch._begin_the_long_way is long_way
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"triton": "3.3.1"}, r"csgmv: expected triton 3\.4 or later, got 3\.3\.1"),
+        ({"torch": "2.7.1+cu128"}, r"csgmv: expected torch 2\.8 or later, got 2\.7\.1\+cu128"),
+    ],
+)
+def test_a_library_that_is_too_old_is_named(found: dict[str, str], said: str) -> None:
+    """When csgmv's operations are imported, not by what an old library lacks; later ones and the bounds pass."""
+    launch.check_versions(torch="2.8.0", triton="3.10.0")
+    with pytest.raises(ImportError, match=said):
+        launch.check_versions(**found)
+
+
+def test_the_bounds_are_those_that_pip_is_told() -> None:
+    """pyproject.toml's, where there is one."""
+    settings = pathlib.Path(__file__).parents[1] / "pyproject.toml"
+    if not settings.is_file():
+        pytest.skip("an installed wheel is tested")
+    for name, version in launch.LEAST.items():
+        assert f"{name}>={version}" in settings.read_text()

@@ -94,7 +94,6 @@ def test_tensor_parallel_splits(tp: int, expected: dict[str, object]) -> None:
         (LLAMA, 5, "tp: expected a number that divides num_attention_heads = 12, got 5"),
         (LLAMA, 6, "tp: expected a number that divides num_key_value_heads = 4, got 6"),
         ({**LLAMA, "intermediate_size": 262}, 4, "tp: expected a number that divides intermediate_size = 262, got 4"),
-        (LLAMA, 0, "tp: expected a positive number, got 0"),
     ],
 )
 def test_uneven_splits_are_refused(config: dict[str, object], tp: int, message: str) -> None:
@@ -301,13 +300,6 @@ def test_what_cannot_be_read_comes_with_the_dimensions_to_pass() -> None:
 def test_layers_by_hand() -> None:
     """NAME:INPUT_DIM:W1+W2+W3"""
     assert parse_layer("qkv:1024:2048+1024+1024") == QWEN3_EMBEDDING_0_6B[0]
-
-
-@pytest.mark.parametrize("text", ["qkv:1024", "qkv:1024:", ":8:8", "o:0:8", "o:8:8+-1", "o:8:1+1+1+1+1", "o:8:x"])
-def test_malformed_layers_are_refused(text: str) -> None:
-    """The message shows the form and what came."""
-    with pytest.raises(ValueError, match=r"NAME:INPUT_DIM:W1\+W2\+W3.* got " + repr(text).replace("+", r"\+")):
-        parse_layer(text)
 
 
 def test_a_missing_folder_is_not_asked_of_the_hub(tmp_path):

@@ -239,76 +239,10 @@ def test_repr_tells_sizes_and_never_contents():
 GOOD = {"seq_lens": [3, 4], "adapter_ids": [0, 1], "lora_ranks": [8, 16], "scalings": [1.0, 2.0]}
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"seq_lens": [3]}, ValueError, r"adapter_ids: expected one per sequence \(1\), got 2"),
-        ({"seq_lens": [3, -4]}, ValueError, "seq_lens: expected 0 or more, got -4"),
-        ({"seq_lens": [3, 4.5]}, TypeError, "seq_lens: expected a list or tensor of whole numbers"),
-        ({"seq_lens": torch.tensor([3.0, 4.0])}, TypeError, "seq_lens: expected whole numbers, got torch.float32"),
-        ({"seq_lens": [[3, 4]]}, TypeError, "seq_lens: expected a list or tensor of whole numbers"),
-        ({"seq_lens": torch.tensor([[3, 4]])}, ValueError, r"seq_lens: expected one dimension, got shape \[1, 2\]"),
-        ({"seq_lens": [3, None]}, ValueError, "seq_lens: expected 0 or more, got -1"),
-        ({"seq_lens": [2**31 - 1, 2]}, ValueError, "seq_lens: expected a sum of at most 2147483647, got 2147483649"),
-        ({"seq_lens": 7}, TypeError, "seq_lens: expected a list or tensor of numbers, got int"),
-        ({"seq_lens": b"ab"}, TypeError, "seq_lens: expected a list or tensor of numbers, got bytes"),
-        ({"adapter_ids": [0, 2]}, ValueError, "adapter_ids: expected -1 … 1, got 2"),
-        ({"adapter_ids": [0, -2]}, ValueError, "adapter_ids: expected -1 … 1, got -2"),
-        ({"adapter_ids": ["a", "b"]}, TypeError, "adapter_ids: expected a list or tensor of whole numbers"),
-        (
-            {"adapter_ids": torch.tensor([True, False])},
-            TypeError,
-            "adapter_ids: expected whole numbers, got",
-        ),
-        ({"lora_ranks": [8, 257]}, ValueError, "lora_ranks: expected 0 … 256, got 257"),
-        ({"lora_ranks": [-1, 8]}, ValueError, "lora_ranks: expected 0 … 256, got -1"),
-        ({"lora_ranks": [8, 8, 8]}, ValueError, r"scalings: expected one per slot of lora_ranks \(3\), got 2"),
-        ({"scalings": [1.0, float("nan")]}, ValueError, "scalings: expected finite float32 numbers, got nan"),
-        ({"scalings": [1.0, 1e300]}, ValueError, "scalings: expected finite float32 numbers, got inf"),
-        ({"scalings": [1.0, "2"]}, TypeError, "scalings: expected a list or tensor of numbers"),
-        ({"scalings": [1.0, None]}, TypeError, "scalings: expected a list or tensor of numbers"),
-        ({"scalings": torch.tensor([True, False])}, TypeError, "scalings: expected real numbers, got torch.bool"),
-        ({"chunk_size": 0}, ValueError, "chunk_size: expected 1 … 2147483647, got 0"),
-    ],
-)
-def test_bad_input_is_named(change, error, message):
-    """Each fault names the argument, what was expected and what came."""
-    with pytest.raises(error, match=message):
-        Segments.from_sequences(**{**GOOD, **change}, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes"), [("max_tokens", (-1, 3)), ("max_loras", (8, -1)), ("max_tokens", (2**31, 1))]
-)
-def test_allocate_refuses_sizes_out_of_range(name, sizes):
-    """Sizes that no batch has are refused by name."""
-    with pytest.raises(ValueError, match=f"{name}: expected 0 … 2147483647"):
-        Segments.allocate(*sizes, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seq_lens": [3, 8]}, "expected a batch of at most max_tokens = 10 tokens, got 11"),
-        ({"lora_ranks": [8] * 3, "scalings": [1.0] * 3}, "lora_ranks: expected at most max_loras = 2 slots, got 3"),
-        ({"adapter_ids": [0, 5]}, "adapter_ids: expected -1 … 1, got 5"),
-        ({"scalings": [1.0, float("inf")]}, "scalings: expected finite"),
-    ],
-)
-def test_a_refused_refill_changes_nothing(change, message):
-    """Whatever is wrong is found before the first write."""
-    segments = Segments.allocate(10, 2, chunk_size=2, device="cpu")
-    segments.update_from_sequences(**GOOD)
-    before = segments._buffer.clone()
-    with pytest.raises(ValueError, match=message):
-        segments.update_from_sequences(**{**GOOD, **change})
-    assert torch.equal(before, segments._buffer)
-
-
 def test_only_allocated_segments_are_refilled():
     """Segments cut to one batch have no room for another, and say so."""
     segments = Segments.from_sequences(**GOOD, device="cpu")
-    with pytest.raises(ValueError, match=r"only Segments made by Segments\.allocate"):
+    with pytest.raises(ValueError, match=r"expected ones made by Segments\.allocate"):
         segments.update_from_tokens([0], [8], [1.0])
 
 
@@ -408,14 +342,5 @@ def test_with_adapters_shares_all_but_ranks_and_scalings(static: bool) -> None:
     if static:
         batch.update_from_tokens(*contents)
         assert other.seg_indptr.tolist()[:3] == [0, 2, 3]
-        with pytest.raises(ValueError, match=r"only Segments made by Segments\.allocate can be refilled"):
+        with pytest.raises(ValueError, match=r"expected ones made by Segments\.allocate"):
             other.update_from_tokens(*contents)
-    for bad, error, message in (
-        (([2, 0], scalings), TypeError, r"lora_ranks: expected a torch\.Tensor, got list"),
-        ((ranks.long(), scalings), TypeError, r"lora_ranks: expected torch\.int32, got torch\.int64"),
-        ((ranks, scalings.half()), TypeError, r"scalings: expected torch\.float32, got torch\.float16"),
-        ((ranks[:1], scalings), ValueError, r"lora_ranks: expected a contiguous tensor of shape \[2\]"),
-        ((ranks, scalings.repeat(2)[::2]), ValueError, r"scalings: expected a contiguous tensor .* strides \[2\]"),
-    ):
-        with pytest.raises(error, match=message):
-            batch.with_adapters(*bad)

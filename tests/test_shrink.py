@@ -95,33 +95,3 @@ def test_refilled_segments_keep_their_capacity() -> None:
     static.update_from_tokens([0, -1, 1, 1] * 5, [16, 9], [1.0, 2.0])
     batch.segments = static
     assert_close(shrunk(batch, None), reference.lora_shrink(batch.x, batch.lora_a, static), batch.x.dtype)
-
-
-def test_errors_name_the_argument() -> None:
-    """What was expected and what came, before anything is launched."""
-    batch = make_batch([4], 4, 32, [8], 8)
-    x, a, segments = batch.x, batch.lora_a, batch.segments
-    cases = [
-        (TypeError, "x: expected a torch.Tensor, got list", ([1], a, segments)),
-        (ValueError, r"x: expected 2 dimensions, got shape \[8\]", (x[:, 0], a, segments)),
-        (TypeError, "x: expected float16, bfloat16 or float32, got torch.float64", (x.double(), a, segments)),
-        (ValueError, "x: expected contiguous rows", (x.T.contiguous().T, a, segments)),
-        (TypeError, "lora_a: expected torch.float16 like the input, got torch.float32", (x, a.float(), segments)),
-        (ValueError, r"lora_a: expected 3 dimensions, got shape \[4, 32\]", (x, a[0], segments)),
-        (ValueError, "lora_a: expected input_dim 32", (x, a[:, :, :16].contiguous(), segments)),
-        (ValueError, "lora_a: expected a contiguous tensor", (x, a.mT.contiguous().mT, segments)),
-        (ValueError, "num_slices: expected 1 to 4, got 5", (x, a, segments, 5)),
-        (ValueError, "lora_a: expected num_slices", (x, a, segments, 3)),
-        (TypeError, "segments: expected csgmv.Segments, got NoneType", (x, a, None)),
-    ]
-    for error, message, arguments in cases:
-        with pytest.raises(error, match=message):
-            lora_shrink(*arguments)
-    with pytest.raises(ValueError, match=r"out: expected shape \[8, 4\], got \[8, 5\]"):
-        lora_shrink(x, a, segments, out=x.new_empty(8, 5))
-    with pytest.raises(
-        TypeError, match=r"out: expected torch.float16 like the input or torch.float32, got torch.float64"
-    ):
-        lora_shrink(x, a, segments, out=x.new_empty(8, 4, dtype=torch.float64))
-    with pytest.raises(TypeError, match="config: expected ShrinkConfig or None, got dict"):
-        lora_shrink(x, a, segments, config={})  # type: ignore[arg-type]

@@ -23,6 +23,21 @@ from csgmv.config import ExpandConfig, ShrinkConfig
 if TYPE_CHECKING:  # segments asks dispatch for its chunk size, and dispatch asks here
     from csgmv.segments import Segments
 
+LEAST = {"torch": "2.8", "triton": "3.4"}  # as pyproject.toml asks
+
+
+def check_versions(**found: str) -> None:
+    """Raises ImportError, saying which version is needed and which came, for a library that is too old.
+
+    pip sees to that, but not where a library is put beside others by hand or kept by another's pin.
+    """
+    for name, version in found.items():
+        if rules.version_numbers(version) < rules.version_numbers(LEAST[name]):
+            raise ImportError(f"csgmv: expected {name} {LEAST[name]} or later, got {version}")
+
+
+check_versions(torch=torch.__version__, triton=triton.__version__)
+
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 

@@ -302,7 +302,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path) ->
     with MultiLoRA(model, {"good": good}) as many:
         other = many.static(1)
     with MultiLoRA(model, {"good": good}, max_loras=3) as many:
-        with pytest.raises(ValueError, match="expected a batch of this MultiLoRA's own `static`"), many.use(other):
+        with pytest.raises(ValueError, match="expected one of this MultiLoRA's own `static`"), many.use(other):
             pass
         with pytest.raises(ValueError, match="no other MultiLoRA has wrapped"):
             MultiLoRA(model, {"good": good})
