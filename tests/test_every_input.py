@@ -21,13 +21,13 @@ import wrong_operations
 import wrong_serving
 from csgmv import models
 from csgmv.cli import _ours
-from csgmv.integrations import sglang
+from csgmv.integrations import lora_batch_info, sglang
 from csgmv.integrations.row_batches import StaticBatch
 from csgmv.integrations.transformers import MultiLoRA
 from wrong import Case, From, Subject, tensors
 
 CLASSES = csgmv.Segments, MultiLoRA
-MODULES = sglang, models
+MODULES = sglang, lora_batch_info, models
 SUBJECTS = [*wrong_operations.SUBJECTS, *wrong_batches.SUBJECTS, *wrong_serving.SUBJECTS]
 
 
@@ -44,7 +44,8 @@ def _public() -> Iterator[Any]:
         yield from filter(callable, own)
     for module in MODULES:
         functions = (value for name, value in vars(module).items() if not name.startswith("_"))
-        yield from (each for each in functions if inspect.isfunction(each) and each.__module__ == module.__name__)
+        own = (each for each in functions if inspect.isfunction(each) and each.__module__ == module.__name__)
+        yield from (each for each in own if inspect.signature(each).parameters)
     yield StaticBatch.update
 
 

@@ -10,7 +10,7 @@ import torch
 import csgmv
 from batches import DEVICE, make_batch
 from csgmv import rules
-from csgmv.integrations import sglang
+from csgmv.integrations import lora_batch_info, sglang
 from wrong import Case, From, Subject, flag, whole
 
 _SIZES = dict(ranks=[4, 3], max_rank=4, input_dim=32, widths=[8, 4], num_tokens=9, chunk_size=4)
@@ -47,7 +47,9 @@ def _changed(name: str, change: Any) -> From:
 
 def _tensor(name: str, *, like: bool) -> list[Case]:
     """Of any tensor: another class, layout, dtype or device; `like` says that it is compared with the input's."""
-    dtype = r"torch\.float16 like the input, got torch\.float64" if like else "float16, bfloat16 or float32, got torch"
+    dtype = "float16, bfloat16 or float32, got torch"
+    if like:
+        dtype = r"torch\.float16 like (the input|lora_b)( or torch\.float32)?, got torch\.float64"
     device = (
         "a tensor on (cpu|cuda:0) like the input, got one on meta" if like else "a tensor on a GPU, got one on meta"
     )
@@ -327,7 +329,11 @@ def _sglang_expand() -> dict[str, Any]:
 
 
 _SGLANG = [
-    Subject(sglang.segments, lambda: dict(batch_info=batch_info()), {"batch_info": _BATCH_INFO}),
+    Subject(
+        lora_batch_info.segments,
+        lambda: dict(batch_info=batch_info()),
+        {"batch_info": _BATCH_INFO, "rows": whole("rows", -1, optional=True)},
+    ),
     Subject(
         sglang.chunked_sgmv_lora_shrink_forward,
         _sglang_shrink,

@@ -106,6 +106,8 @@ def _read(batch_info: BatchInfo, rows: int | None) -> Segments:
     if batch_info.max_len is None:
         raise ValueError("batch_info.max_len: expected the chunk size, got None")
     plain_arguments.whole("batch_info.max_len", batch_info.max_len, 1)
+    if rows is not None:
+        plain_arguments.whole("rows", rows, 0)
     count = _count(batch_info, rows)
     made = Segments(
         permutation,

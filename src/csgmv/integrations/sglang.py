@@ -63,7 +63,7 @@ def chunked_sgmv_lora_shrink_forward(
     Raises:
         TypeError, ValueError: as for `csgmv.lora_shrink`, or from `segments`, or split_k is out of range.
     """
-    batch = segments(batch_info, x.shape[0])
+    batch = segments(batch_info, _rows(x))
     config = None
     if split_k is not None:
         max_rank = arguments.check_lora_a(weights, x, num_slices)
@@ -105,7 +105,12 @@ def chunked_sgmv_lora_expand_forward(
     offsets = _read_offsets(slice_offsets if slice_offsets_cpu is None else slice_offsets_cpu)
     if base_output is None:
         base_output = torch.zeros((x.shape[0], weights.shape[1]), device=x.device, dtype=x.dtype)
-    return lora_expand(x, weights, segments(batch_info, x.shape[0]), offsets, base_output)
+    return lora_expand(x, weights, segments(batch_info, _rows(x)), offsets, base_output)
+
+
+def _rows(x: torch.Tensor) -> int | None:
+    """Rows of x; None of what the operation is about to refuse."""
+    return x.shape[0] if isinstance(x, torch.Tensor) and x.shape else None
 
 
 class _Remembered:
