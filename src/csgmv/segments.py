@@ -158,7 +158,7 @@ class Segments:
             TypeError: chunk_size is not a whole number.
             ValueError: a size is out of range.
         """
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         for name, value in (("max_tokens", max_tokens), ("max_loras", max_loras)):
             if not 0 <= value <= _MOST_TOKENS:
                 raise ValueError(f"{name}: expected 0 … {_MOST_TOKENS}, got {value}")
@@ -249,7 +249,7 @@ class Segments:
     def _from_runs(
         cls, lens: list[int], ids: list[int], adapters: Adapters, chunk_size: int | None, device: torch.device
     ) -> Segments:
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         num_tokens = sum(lens)
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
@@ -379,7 +379,8 @@ def _parts(
     return permutation, indptr, indices, ranks, scalings.view(torch.float32)
 
 
-def _check_chunk_size(chunk_size: int | None) -> None:
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raises TypeError or ValueError, naming the argument, where Segments could not have it."""
     if chunk_size is None:
         return
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):

@@ -1,0 +1,69 @@
+"""Random LoRA adapters of a model's linear layers, as tensors and in folders as PEFT saves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from csgmv.integrations import linear_layers
+
+_STRENGTH = 0.3  # size of what an adapter adds, of that of its input; PEFT's own random ones have about as much
+
+
+class Adapter(NamedTuple):
+    """One adapter.
+
+    Attributes:
+        name: that ways to serve know it by.
+        rank: of all its layers.
+        scaling: of the product, alpha / rank.
+        weights: A [rank, input_dim] and B [output_dim, rank] by the layer's path, in the model's dtype, on the host.
+        folder: with adapter_config.json and adapter_model.safetensors.
+    """
+
+    name: str
+    rank: int
+    scaling: float
+    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    folder: Path
+
+
+def make(model: Any, count: int, ranks: Sequence[int], dtype: torch.dtype, folder: Path) -> list[Adapter]:
+    """Adapters of all of a model's linear layers, the same each time, in folders of their names.
+
+    Args:
+        model: a decoder without its head.
+        count: how many.
+        ranks: of the adapters in turn. Every other one has scaling 2, the rest 1.
+        dtype: of their weights.
+        folder: where theirs are made.
+    """
+    from safetensors.torch import save_file
+
+    linears = {path: linear for path, linear in linear_layers.of(model, dtype).items() if linear is not None}
+    targets = sorted({path.rpartition(".")[2] for path in linears})
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(count):
+        rank, scaling, name = ranks[number % len(ranks)], 1.0 + number % 2, f"adapter{number}"
+        weights = {}
+        for path, linear in linears.items():
+            a = torch.randn(rank, linear.input_dim, generator=draw) / linear.input_dim**0.5
+            b = torch.randn(linear.output_dim, rank, generator=draw) * (_STRENGTH / scaling / rank**0.5)
+            weights[path] = a.to(dtype), b.to(dtype)
+        own = folder / name
+        own.mkdir(parents=True)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": scaling * rank, "target_modules": targets}
+        (own / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        named = {
+            f"base_model.model.{path}.lora_{matrix}.weight": tensor
+            for path, pair in weights.items()
+            for matrix, tensor in zip("AB", pair)
+        }
+        save_file(named, own / "adapter_model.safetensors")
+        made.append(Adapter(name, rank, scaling, weights, own))
+    return made
