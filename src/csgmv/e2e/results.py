@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from csgmv import checks, columns
 
@@ -271,10 +272,11 @@ def read(path: Path) -> Report:
         raise ValueError(f"{wanted}: {error}") from None
     if fault := next(_fault_of(document, "$"), None):
         raise ValueError(f"{wanted}: {fault}")
-    subjects = []
-    for given in document["subjects"]:
-        batches = [
-            Batch(**{**batch, "timed": [Timed(**timed) for timed in batch["timed"]]}) for batch in given["batches"]
-        ]
-        subjects.append(Subject(**{**given, "ranks": tuple(given["ranks"]), "batches": batches}))
-    return Report(**{**document, "subjects": subjects})
+    return Report(**{**document, "subjects": tuple(map(_subject, document["subjects"]))})
+
+
+def _subject(given: dict[str, Any]) -> Subject:
+    batches = (
+        Batch(**{**batch, "timed": tuple(Timed(**timed) for timed in batch["timed"])}) for batch in given["batches"]
+    )
+    return Subject(**{**given, "ranks": tuple(given["ranks"]), "batches": tuple(batches)})
