@@ -24,7 +24,8 @@ def batch(rows: int = 8, tokens: int = 64, chunk_size: int = 64, **ms: float | N
 def decode() -> Batch:
     """At the small chunk size, which is the chosen one, and without PEFT."""
     whole = batch(32, 1, results.SMALL_CHUNK)
-    return replace(whole, timed=[each for each in whole.timed if each.chunk_size is None and each.way != results.PEFT])
+    kept = tuple(each for each in whole.timed if each.chunk_size is None and each.way != results.PEFT)
+    return replace(whole, timed=kept)
 
 
 def report(*batches: Batch, **changed: Any) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,20 +32,28 @@ class Adapter(NamedTuple):
     folder: Path
 
 
-def make(model: Any, count: int, ranks: Sequence[int], dtype: torch.dtype, folder: Path) -> list[Adapter]:
-    """Adapters of all of a model's linear layers, the same each time, in folders of their names.
+def make(
+    model: Any,
+    count: int,
+    ranks: Sequence[int],
+    dtype: torch.dtype,
+    folder: Path,
+    targets: Collection[str] | None = None,
+) -> list[Adapter]:
+    """Adapters of a model's linear layers, the same each time, in folders of their names.
 
     Args:
-        model: a decoder without its head.
+        model: a transformers model.
         count: how many.
         ranks: of the adapters in turn. Every other one has scaling 2, the rest 1.
         dtype: of their weights.
         folder: where theirs are made.
+        targets: the layers' names, as PEFT's target_modules; None for all linear layers that the model has.
     """
     from safetensors.torch import save_file
 
-    linears = {path: linear for path, linear in linear_layers.of(model, dtype).items() if linear is not None}
-    targets = sorted({path.rpartition(".")[2] for path in linears})
+    there = {path: linear for path, linear in linear_layers.of(model, dtype).items() if linear is not None}
+    linears = {path: each for path, each in there.items() if targets is None or _name(path) in targets}
     draw = torch.Generator().manual_seed(0)
     made = []
     for number in range(count):
@@ -57,7 +65,12 @@ def make(model: Any, count: int, ranks: Sequence[int], dtype: torch.dtype, folde
             weights[path] = a.to(dtype), b.to(dtype)
         own = folder / name
         own.mkdir(parents=True)
-        config = {"peft_type": "LORA", "r": rank, "lora_alpha": scaling * rank, "target_modules": targets}
+        config = {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": scaling * rank,
+            "target_modules": sorted({*map(_name, linears)}),
+        }
         (own / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         named = {
             f"base_model.model.{path}.lora_{matrix}.weight": tensor
@@ -67,3 +80,7 @@ def make(model: Any, count: int, ranks: Sequence[int], dtype: torch.dtype, folde
         save_file(named, own / "adapter_model.safetensors")
         made.append(Adapter(name, rank, scaling, weights, own))
     return made
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
