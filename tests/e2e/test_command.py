@@ -15,6 +15,7 @@ import torch
 from csgmv import chunk_sizes, cli, dispatch, launch, workload
 from csgmv.e2e import command, options, random_adapters, random_model, reference, results, steps, ways
 from csgmv.e2e.stopwatch import Call
+from csgmv.integrations.row_batches import StaticBatch
 from whole_models import batch, report
 
 CPU = torch.device("cpu")
@@ -130,6 +131,31 @@ class Swapped(ways.Hooked):
         first, second, *others = batch
         with super().use([second, first, *others]):
             yield
+
+
+def test_csgmv_is_told_the_chunk_size() -> None:
+    """A batch in fixed buffers has it already."""
+    told: list[Any] = []
+    buffers = object.__new__(StaticBatch)
+
+    class Many:
+        def use(self, batch: Any, *, chunk_size: int | None) -> contextlib.AbstractContextManager[None]:
+            """Notes what it is told."""
+            told.append((batch, chunk_size))
+            return contextlib.nullcontext()
+
+        def static(self, rows: int, *, chunk_size: int | None) -> StaticBatch:
+            """Notes what it is told."""
+            told.append((rows, chunk_size))
+            return buffers
+
+    buffers.update = told.append
+    served = ways.Served("csgmv", None, Many(), chunk_size=16)
+    names = ["a", None, "b"]
+    for batch in (names, served.fixed(names)):
+        with served.use(batch):
+            pass
+    assert told == [(3, 16), names, (names, 16), (buffers, None)]
 
 
 def test_a_wrong_result_has_no_time(tiny: Any, adapters: list[random_adapters.Adapter]) -> None:
