@@ -152,8 +152,8 @@ def test_csgmv_is_told_the_chunk_size() -> None:
     buffers.update = told.append
     served = ways.Served("csgmv", None, Many(), chunk_size=16)
     names = ["a", None, "b"]
-    for batch in (names, served.fixed(names)):
-        with served.use(batch):
+    for given in (names, served.fixed(names)):
+        with served.use(given):
             pass
     assert told == [(3, 16), names, (names, 16), (buffers, None)]
 
