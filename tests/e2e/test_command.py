@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from csgmv import chunk_sizes, cli, dispatch, launch, workload
-from csgmv.e2e import command, options, random_adapters, random_model, reference, results, steps, ways
+from csgmv.e2e import command, options, random_adapters, random_model, reference, results, saved, steps, ways
 from csgmv.e2e.stopwatch import Call
 from csgmv.integrations.row_batches import StaticBatch
 from whole_models import batch, report
@@ -236,7 +236,7 @@ def test_the_command_tells_what_was_measured(
     readme.write_text("<!-- e2e:begin -->\n<!-- e2e:end -->\n")
     assert cli.main(["bench", "--e2e", "--json", str(numbers)]) == int(wrong)
     assert capsys.readouterr().out == made.text(None) + "\n"
-    assert results.read(numbers) == made
+    assert saved.read(numbers) == made
     assert cli.main(["bench", "--e2e", "--markdown", "--into", str(readme)]) == int(wrong)
     assert readme.read_text() == f"<!-- e2e:begin -->\n\n{made.markdown()}\n\n<!-- e2e:end -->\n"
 
@@ -262,7 +262,7 @@ def test_a_run_on_a_gpu(tmp_path: Path) -> None:
     numbers = tmp_path / "e2e.json"
     model = ["--model", "Qwen/Qwen3-0.6B", "--layers", "3", "--batches", "8x128", "16x1", "--adapters", "5"]
     assert cli.main(["bench", "--e2e", *model, "--rank", "16+64", "--json", str(numbers)]) == 0
-    (subject,) = results.read(numbers).subjects
+    (subject,) = saved.read(numbers).subjects
     for each in subject.batches:
         bare, ours = each.ms(results.BARE), each.ms(results.OURS)
         assert bare is not None

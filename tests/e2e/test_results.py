@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from csgmv.e2e import results
+from csgmv.e2e import results, saved
 from whole_models import batch, decode, report
 
 
@@ -67,7 +67,7 @@ def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Times that there are none of included."""
     made, file = report(batch(PEFT=None), decode()), tmp_path / "e2e.json"
     file.write_text(made.json())
-    assert results.read(file) == made
+    assert saved.read(file) == made
     assert not made.right
     assert report(decode()).right
 
@@ -92,4 +92,4 @@ def test_another_file_is_refused(wrong: str | dict[str, float], said: str, tmp_p
         wrong = json.dumps(document)
     file.write_text(wrong)
     with pytest.raises(ValueError, match=f"expected what `csgmv bench --e2e --json` wrote, got .*other.json: {said}"):
-        results.read(file)
+        saved.read(file)

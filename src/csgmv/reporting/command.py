@@ -11,7 +11,8 @@ import importlib
 from pathlib import Path
 
 from csgmv import __version__, columns, files, show
-from csgmv.e2e import results
+from csgmv.e2e import saved
+from csgmv.e2e.results import Report
 from csgmv.reporting import findings, page, whole_models
 from csgmv.reporting.sections import SECTIONS
 
@@ -60,11 +61,11 @@ def _check_extra() -> None:
         raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
 
 
-def _whole_models(path: Path | None, book: findings.Book) -> results.Report | None:
+def _whole_models(path: Path | None, book: findings.Book) -> Report | None:
     """What was measured end to end, if asked for; of a GPU and Triton version that the page has a chapter on."""
     if path is None:
         return None
-    report = results.read(path)
+    report = saved.read(path)
     there = [f"{chapter.gpu}, Triton {chapter.triton}" for chapter in book.chapters]
     if (its := f"{report.gpu}, Triton {report.triton}") not in there:
         raise ValueError(f"--e2e: expected figures of {' or '.join(there)}, got those of {its} in {path}")
