@@ -12,6 +12,7 @@ import csgmv
 from batches import make_batch
 from csgmv import ShrinkConfig, dispatch, fallback, host, launch, rules
 from csgmv.config import to_row
+from laid import tables
 
 LIMITS = rules.Limits(232_448, programmatic_launch=True)
 HERE = dispatch.Target("NVIDIA H200", "3.6.0", LIMITS)
@@ -205,3 +206,27 @@ def test_a_key_is_looked_up_in_the_time_of_three_gets(input_dim: int, batch_inva
     }
     look_up, gets, nothing = host.costs(calls, wait=lambda: None)
     assert look_up.least - nothing.least <= gets.least - nothing.least
+
+
+def test_other_tables_serve_for_a_while() -> None:
+    """What was remembered on either side is there again when its side comes back, and so are its launches' plans."""
+    row = (16, 32, 64, 1, 2, 4, 3, None, False)
+    key = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
+    device = torch.device("cpu")
+    with tables(fallback.Tables({("GPU", "3.6.0"): {key: row}})):
+        before = dispatch.choose(key, device)
+        launch.remember(("mine",), "plan")
+        untuned = dispatch.Instead(fallback.Tables({("GPU", "3.6.0"): {}}))
+        for again in (False, True):
+            with untuned:
+                assert dispatch.choose(key, device).step == "default"
+                if not again:
+                    assert launch.plans == {}
+                    launch.remember(("theirs",), "plan")
+                assert launch.plans == {("theirs",): "plan"}
+            assert before.step == "exact"
+            assert dispatch.choose(key, device) is before
+            assert launch.plans == {("mine",): "plan"}
+        with pytest.raises(RuntimeError, match="within"), untuned:
+            raise RuntimeError("within")
+        assert dispatch.choose(key, device) is before

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from csgmv import bench, cli, coverage, figures, peer_report
+from csgmv.e2e import options as e2e_options
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def test_commands_parse(line):
 
 def test_commands_find_their_blocks():
     """`--into README.md` has a place to write to, for each kind of figures."""
-    for name in (bench.MARKER, peer_report.MARKER, coverage.MARKER):
+    for name in (bench.MARKER, peer_report.MARKER, coverage.MARKER, e2e_options.MARKER):
         assert "| new |" in figures.between_markers(TEXT, "| new |", name)
 
 

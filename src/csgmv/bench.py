@@ -2,7 +2,8 @@
 
 The floor is the bytes that an operation must move, over the bandwidth of a device-to-device copy measured in the same
 run. Times are median GPU times with a cold L2, of the two configs in turn. A wrong result is reported and not timed.
-With --peers it measures nothing and tells what bench_peers.py measured beside other projects' kernels.
+With --peers it measures nothing and tells what bench_peers.py measured beside other projects' kernels; with --e2e it
+times a whole transformers model with many adapters in one batch, beside the bare model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import triton
 
 import csgmv
 from csgmv import (
+    bench_options,
     columns,
     config,
     dispatch,
@@ -33,86 +35,22 @@ from csgmv import (
     rules,
     workload,
 )
+from csgmv.bench_options import MARKER, add_arguments
 from csgmv.figures import Case, Figure, Report
-from csgmv.option_types import whole
+
+__all__ = ["MARKER", "add_arguments", "run"]  # the first two are the options'
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROUNDS = 40
 COPIED_BYTES = 1 << 30
-MARKER = "bench"
 METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
-
-
-def _ranks(text: str) -> tuple[int, ...]:
-    """'64' or, mixed over the adapters in turn, '8+16+64'."""
-    parts = text.split("+")
-    if not all(part.isdecimal() and 1 <= int(part) <= rules.MAX_RANK for part in parts):
-        raise argparse.ArgumentTypeError(f"expected R or R+R+… with ranks of 1 to {rules.MAX_RANK}, got {text!r}")
-    return tuple(map(int, parts))
-
-
-def _layer(text: str) -> models.LayerShape:
-    try:
-        return models.parse_layer(text)
-    except ValueError as error:  # argparse drops the message of any error but its own
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `csgmv bench`."""
-    shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
-    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model, as `csgmv tune` takes it")
-    shapes.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor-parallel size of --model")
-    shapes.add_argument(
-        "--layer",
-        action="append",
-        type=_layer,
-        metavar="NAME:INPUT_DIM:W1+W2+W3",
-        help="a layer by hand; repeatable",
-    )
-    batch = parser.add_argument_group("batch", "every combination is measured")
-    batch.add_argument("--tokens", type=whole(1), nargs="+", default=[30720], metavar="N", help="default: 30720")
-    batch.add_argument("--adapters", type=whole(1), nargs="+", default=[1], metavar="N", help="default: 1")
-    batch.add_argument(
-        "--rank", type=_ranks, nargs="+", default=[(64,)], metavar="R", help="8+16+64 mixes ranks (default: 64)"
-    )
-    batch.add_argument(
-        "--chunk-sizes",
-        type=whole(1),
-        nargs="+",
-        default=[16, 32, 64, 128],
-        metavar="N",
-        help="default: 16 32 64 128",
-    )
-    batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, default="even", help="of tokens over adapters")
-    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
-    batch.add_argument(
-        "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help="also add_lora"
-    )
-    batch.add_argument("--batch-invariant", action="store_true", help="time batch_invariant=True as well")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--host",
-        action="store_true",
-        help=f"instead: host time of a call, for the first layer and one token of each of {host.ADAPTERS} adapters",
-    )
-    output.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    output.add_argument(
-        "--into",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="with --markdown: put it into FILE between its bench (with --peers: its peers) markers, such as "
-        f"{' and '.join(figures.markers(MARKER))}",
-    )
-    output.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to FILE")
-    peer_report.add_arguments(parser)
 
 
 def layers(args: argparse.Namespace) -> list[models.LayerShape]:
     """The layers that the options name."""
     named = list(args.layer or ())
     if args.model is not None:
-        named += models.layer_shapes(args.model, args.tp)
+        named += models.layer_shapes(args.model, args.tp or 1)
     return named or list(models.QWEN3_EMBEDDING_0_6B)
 
 
@@ -122,14 +60,21 @@ def cases(shapes: Sequence[models.LayerShape], args: argparse.Namespace) -> list
     A shrink does not depend on the slices' widths, nor an expand on input_dim: o and down share their expand.
     """
     shared: dict[tuple[object, ...], list[models.LayerShape]] = {}
-    for op, shape in itertools.product(args.ops, shapes):
+    for op, shape in itertools.product(args.ops or bench_options.OPS, shapes):
         launched = {
             "shrink": (op, shape.input_dim, len(shape.slice_widths)),
             "expand": (op, shape.slice_widths),
             "add_lora": (op, shape.input_dim, shape.slice_widths),
         }
         shared.setdefault(launched[op], []).append(shape)
-    batches = list(itertools.product(args.rank, args.tokens, args.adapters, args.chunk_sizes))
+    batches = list(
+        itertools.product(
+            args.rank or bench_options.RANKS,
+            args.tokens or bench_options.TOKENS,
+            args.adapters or bench_options.ADAPTERS,
+            args.chunk_sizes or bench_options.CHUNK_SIZES,
+        )
+    )
     return [
         Case(
             layers=tuple(shape.name for shape in same),
@@ -139,7 +84,7 @@ def cases(shapes: Sequence[models.LayerShape], args: argparse.Namespace) -> list
             ranks=ranks,
             tokens=tokens,
             adapters=adapters,
-            distribution=args.distribution,
+            distribution=args.distribution or bench_options.DISTRIBUTION,
             chunk_size=chunk_size,
             dtype=args.dtype,
         )
@@ -241,7 +186,7 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
     measured = []
     for number, case in enumerate(everything, start=1):
         columns.progress(f"{number}/{len(everything)} {case.op} {case.dimension}, chunk size {case.chunk_size}")
-        measured.append(figure(case, device, bandwidth, args.batch_invariant))
+        measured.append(figure(case, device, bandwidth, bool(args.batch_invariant)))
     columns.progress("")
     return Report(
         figures=measured,
@@ -275,27 +220,19 @@ def _run_host(args: argparse.Namespace, device: torch.device) -> int:
     return 0
 
 
-def _check_options(args: argparse.Namespace) -> None:
-    if args.into is not None and not args.markdown:
-        raise ValueError("--into: expected together with --markdown")
-    for option in ("plot", "measured_on"):
-        if args.peers is None and getattr(args, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')}: expected together with --peers")
-    if args.json is not None and args.json.is_dir():
-        raise ValueError(f"--json: expected a file, got the folder {args.json}")
-    if args.host and (args.markdown or args.json is not None):
-        raise ValueError("--host: expected without --markdown and --json")
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure and print; exit status 1 where a result was wrong.
 
     Raises:
         ValueError: there is no GPU, the options do not fit together, or a file of --peers is malformed.
     """
-    _check_options(args)
+    bench_options.check(args)
     if args.peers is not None:
         return peer_report.run(args)
+    if args.e2e:
+        from csgmv.e2e import command
+
+        return command.run(args)
     if launch.INTERPRETED or not torch.cuda.is_available():
         raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
     if args.host:

@@ -58,7 +58,7 @@ class _CommandParser(argparse.ArgumentParser):
         command, self.command = self.command, None
         if command is not None:
             if command.interpreted:
-                _interpret_without_gpu()
+                interpret_without_gpu()
             module = importlib.import_module(command.module)
             self.description = self.description or module.__doc__
             module.add_arguments(self)
@@ -66,7 +66,7 @@ class _CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def _interpret_without_gpu() -> None:
+def interpret_without_gpu() -> None:
     """Set TRITON_INTERPRET where no GPU is there; triton reads it when it is imported, so this comes first."""
     if "TRITON_INTERPRET" in os.environ:
         return

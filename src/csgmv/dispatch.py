@@ -204,6 +204,32 @@ def lay(over: fallback.Tables) -> None:
     launch.plans.clear()
 
 
+class Instead:
+    """Within this, launches are looked up in other tables. What was remembered on either side is kept for its return.
+
+    For measuring, in one thread: what other threads launch meanwhile is looked up there too, and a graph that was
+    captured keeps its configs. Nothing may be laid (`lay`) within.
+    """
+
+    def __init__(self, known: fallback.Tables) -> None:
+        self._laid = [known]
+        self._remembered: dict[_Asked, Choice] = {}
+        self._plans: dict[tuple[Any, ...], Any] = {}
+
+    def __enter__(self) -> None:
+        self._change_places()
+
+    def __exit__(self, *_: object) -> None:
+        self._change_places()
+
+    def _change_places(self) -> None:
+        global _laid, _remembered
+        _laid, self._laid = self._laid, _laid
+        _remembered, self._remembered = self._remembered, _remembered
+        launch.plans, self._plans = self._plans, launch.plans
+        target.cache_clear()
+
+
 @functools.lru_cache(maxsize=4096)
 def _fault(config: Config, key: Key, device: torch.device) -> str | None:
     return rules.resource_fault(to_row(config), key, device_limits(device))

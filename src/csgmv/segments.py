@@ -159,7 +159,7 @@ class Segments:
             TypeError: a size is not a whole number.
             ValueError: a size is out of range.
         """
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         for name, value in (("max_tokens", max_tokens), ("max_loras", max_loras)):
             plain_arguments.whole(name, value, 0, _MOST_TOKENS)
         place = Adapters.read([], []).device(device)
@@ -270,7 +270,7 @@ class Segments:
     def _from_runs(
         cls, lens: list[int], ids: list[int], adapters: Adapters, chunk_size: int | None, device: torch.device
     ) -> Segments:
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         num_tokens = sum(lens)
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
@@ -402,7 +402,8 @@ def _parts(
     return permutation, indptr, indices, ranks, scalings.view(torch.float32)
 
 
-def _check_chunk_size(chunk_size: int | None) -> None:
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raises TypeError or ValueError, naming the argument, where Segments could not have it."""
     if chunk_size is not None:
         plain_arguments.whole("chunk_size", chunk_size, 1, _MOST_TOKENS)
 

@@ -10,6 +10,7 @@ import tokenizers
 import torch
 import transformers
 
+from csgmv import chunk_sizes
 from csgmv.integrations import wrapped_linear
 from csgmv.integrations.transformers import MultiLoRA
 from peft_models import CONFIGS, DEVICE, by_peft, save_adapter, tiny
@@ -240,6 +241,28 @@ def test_a_static_batch_is_refilled_in_place(tmp_path: Path) -> None:
         other = save_adapter(tiny(), tmp_path / "c", r=2, target_modules=["o_proj"])
         with pytest.raises(ValueError, match=r"'c': expected targets among the wrapped .* got .*o_proj: name it in"):
             many.add("c", other)
+
+
+def test_a_batch_has_the_chunk_size_that_is_asked_for(tmp_path: Path) -> None:
+    """Of its own or in fixed buffers; without, that of the table."""
+    model, shape = tiny(), torch.Size([2, 20, 64])
+    usual = chunk_sizes.choose(40, 1, torch.device(DEVICE))
+    with MultiLoRA(model, {"a": save_adapter(model, tmp_path / "a", r=4, target_modules=["o_proj"])}) as many:
+        for chunk_size, expected in ((None, usual), (32, 32)):
+            with many.use(["a", "a"], chunk_size=chunk_size):
+                segments = many._serving.batch.segments(shape, 0)
+            assert (segments.chunk_size, segments.num_segments) == (expected, -(-40 // expected))
+        static = many.static(2, 20, chunk_size=64)
+        assert static.segments(shape, 0).chunk_size == 64
+        for wrong, error in ((0, ValueError), (1.5, TypeError)):
+            with pytest.raises(error, match="chunk_size: expected"), many.use(["a"], chunk_size=wrong):
+                pass
+            with pytest.raises(error, match="chunk_size: expected"):
+                many.static(2, chunk_size=wrong)
+        with pytest.raises(ValueError, match="a static batch has its own, got 16"), many.use(static, chunk_size=16):
+            pass
+        with many.use([None]):
+            pass
 
 
 def test_wrong_batches_are_refused(tmp_path: Path) -> None:

@@ -70,3 +70,14 @@ def test_a_later_layer_joins_no_group(tmp_path: Path, shrinks: list[int]) -> Non
             got = model(x)
     assert shrinks == [2]
     torch.testing.assert_close(got, expected(folders, ["all", "qv"], x), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_alike_have_the_very_same_offsets(tmp_path: Path) -> None:
+    """A launch like one before checks offsets again, unless they are the object that it knows."""
+    models = Attention(), Attention()
+    with MultiLoRA(models[0], three(tmp_path)) as one, MultiLoRA(models[1], {}, target_modules=["v_proj"]) as other:
+        q, k, v, o = (one._model.layers[name]._offsets for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+        alone = other._model.layers["v_proj"]._offsets
+    assert (q, k, v, o, alone) == ((0, 24, 24, 24), (0, 0, 8, 8), (0, 0, 0, 16), (0, 32), (0, 16))
+    with MultiLoRA(models[0], {}, target_modules=["q_proj", "k_proj", "v_proj"]) as again:
+        assert again._model.layers["k_proj"]._offsets is k

@@ -16,7 +16,7 @@ import torch
 
 from csgmv import plain_arguments
 from csgmv.integrations.adapter_slots import AdapterSlots
-from csgmv.segments import Segments
+from csgmv.segments import Segments, check_chunk_size
 
 _numbers = itertools.count()  # of static batches
 
@@ -49,12 +49,15 @@ class RowBatch:
 
     graph = ""
 
-    def __init__(self, slots: AdapterSlots, names: object) -> None:
+    def __init__(self, slots: AdapterSlots, names: object, chunk_size: int | None = None) -> None:
+        check_chunk_size(chunk_size)
         self.ids = slot_ids(slots, "batch", names)
+        self._chunk_size = chunk_size
         self.mask = sum(1 << slot for slot in {*self.ids} if slot >= 0)
         self._slots, self._on_gpu = slots, slots.device.type == "cuda"
         self._whole: dict[torch.Size, Segments] = {}
-        self._segments: dict[tuple[int, torch.Size], Segments] = {}
+        self._alike: dict[tuple[int, torch.Size], Segments] = {}
+        self._found: dict[tuple[int, torch.Size], Segments | None] = {}
 
     def segments(self, shape: torch.Size, row: int) -> Segments | None:
         """For a layer's input of this shape, with the layer's row of the slots' table; None if it leaves the rest be.
@@ -65,22 +68,35 @@ class RowBatch:
         """
         if self._on_gpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph needs a batch in fixed buffers: capture within use(MultiLoRA.static(…))")
+        asked = row, shape
+        try:
+            return self._found[asked]
+        except KeyError:
+            found = self._found[asked] = self._with_adapters(shape[:-1], row)
+            return found
+
+    def _with_adapters(self, lead: torch.Size, row: int) -> Segments | None:
+        """The same Segments for all rows of the table that are alike: launches of theirs share a plan's look-up."""
         slots = self._slots
         if not slots.masks[row] & self.mask:
             return None
-        key = slots.alike[row], shape[:-1]
-        segments = self._segments.get(key)
+        key = slots.alike[row], lead
+        segments = self._alike.get(key)
         if segments is None:
-            row, lead = key
             if (whole := self._whole.get(lead)) is None:
                 whole = self._whole[lead] = self._grouped(lead)
-            segments = self._segments[key] = whole.with_adapters(*slots.row(row))
+            segments = self._alike[key] = whole.with_adapters(*slots.row(key[0]))
         return segments
 
     def _grouped(self, lead: torch.Size) -> Segments:
         ranks = self._slots.largest_ranks()
         return Segments.from_sequences(
-            _tokens(lead, len(self.ids)), self.ids, ranks, [1.0] * len(ranks), device=self._slots.device
+            _tokens(lead, len(self.ids)),
+            self.ids,
+            ranks,
+            [1.0] * len(ranks),
+            chunk_size=self._chunk_size,
+            device=self._slots.device,
         )
 
 
@@ -106,13 +122,13 @@ class StaticBatch:
 
     mask = -1
 
-    def __init__(self, slots: AdapterSlots, rows: int, tokens: int) -> None:
+    def __init__(self, slots: AdapterSlots, rows: int, tokens: int, chunk_size: int | None = None) -> None:
         for name, value in (("rows", rows), ("tokens", tokens)):
             plain_arguments.whole(name, value, 1)
         self.ids = [-1] * rows
         self.graph = f"static {next(_numbers)}"
         self._slots, self._lead = slots, (rows, tokens)
-        self._whole = Segments.allocate(rows * tokens, slots.max_loras, device=slots.device)
+        self._whole = Segments.allocate(rows * tokens, slots.max_loras, chunk_size=chunk_size, device=slots.device)
         self._segments: dict[int, Segments] = {}
 
     def update(self, names: Sequence[str | None]) -> None:

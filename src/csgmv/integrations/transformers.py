@@ -102,16 +102,17 @@ class MultiLoRA:
         return tuple(self._slots.of)
 
     @contextlib.contextmanager
-    def use(self, batch: Sequence[str | None] | StaticBatch) -> Iterator[None]:
+    def use(self, batch: Sequence[str | None] | StaticBatch, *, chunk_size: int | None = None) -> Iterator[None]:
         """Within this, the model's rows get adapters.
 
         Args:
             batch: an adapter's name or None for each row of the model's inputs; or for each sequence, where the model
                 is called with several rows for each (beam search). Or a static batch.
+            chunk_size: most rows of a segment, as `Segments.from_sequences` takes it. A static batch has its own.
 
         Raises:
-            TypeError, ValueError: these are no names of adapters; and from a layer, as the model is called: its rows
-                are no multiple of them, or its inputs not [rows, tokens, features].
+            TypeError, ValueError: these are no names of adapters, or the chunk size is none; and from a layer, as the
+                model is called: its rows are no multiple of the names, or its inputs not [rows, tokens, features].
             RuntimeError: a batch is being served, or this is closed; and from a layer, if gradients were needed.
         """
         self._check_open()
@@ -119,25 +120,31 @@ class MultiLoRA:
             raise RuntimeError("a batch is being served already: leave its `with` block first")
         if isinstance(batch, StaticBatch) and batch not in self._static:
             raise ValueError("batch: expected one of this MultiLoRA's own `static`, got another's")
-        self._serving.start(batch if isinstance(batch, StaticBatch) else RowBatch(self._slots, batch))
+        if isinstance(batch, StaticBatch):
+            if chunk_size is not None:
+                raise ValueError(f"chunk_size: expected None, since a static batch has its own, got {chunk_size}")
+            self._serving.start(batch)
+        else:
+            self._serving.start(RowBatch(self._slots, batch, chunk_size))
         try:
             yield
         finally:
             self._serving.stop()
 
-    def static(self, rows: int, tokens: int = 1) -> StaticBatch:
+    def static(self, rows: int, tokens: int = 1, *, chunk_size: int | None = None) -> StaticBatch:
         """A batch in fixed buffers for CUDA graphs, at first without adapters: see `StaticBatch.update`.
 
         Args:
             rows: of the model's inputs.
             tokens: a row; 1 for decoding.
+            chunk_size: most rows of a segment, as `Segments.allocate` takes it.
 
         Raises:
-            ValueError: a number is below 1.
+            TypeError, ValueError: a number is below 1, or the chunk size is none.
             RuntimeError: this is closed.
         """
         self._check_open()
-        batch = StaticBatch(self._slots, rows, tokens)
+        batch = StaticBatch(self._slots, rows, tokens, chunk_size)
         self._static.add(batch)
         return batch
 

@@ -6,6 +6,7 @@ and each adds its own slice of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
@@ -145,7 +146,7 @@ class WrappedLinear:
 
     def wrap(self) -> None:
         """Take the place of the module's `forward`; once all layers of the shared input are there."""
-        self._offsets = (0,) * (self._place + 1) + (self.lora_b.shape[1],) * (len(self.shared.layers) - self._place)
+        self._offsets = _slice_offsets(self._place, len(self.shared.layers), self.lora_b.shape[1])
         self._module.forward = self.forward
 
     @property
@@ -209,6 +210,12 @@ class WrappedLinear:
             traced.expand(output, h, serving.number, serving.graph, shared.number, self._place)
         else:
             traced.add(output, input, serving.number, serving.graph, shared.number)
+
+
+@functools.cache
+def _slice_offsets(place: int, slices: int, width: int) -> tuple[int, ...]:
+    """Of one slice among others that count as of no width; the same object each time, which launches need not check."""
+    return (0,) * (place + 1) + (width,) * (slices - place)
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -11,10 +11,13 @@ import importlib
 from pathlib import Path
 
 from csgmv import __version__, columns, files, show
-from csgmv.reporting import findings, page
+from csgmv.e2e import saved
+from csgmv.e2e.results import Report
+from csgmv.reporting import findings, page, whole_models
 from csgmv.reporting.sections import SECTIONS
 
 PAGE = "report.html"
+_WHOLE_MODELS = 2  # place of their section, behind what speaks for and against the results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the GPU's memory, for the floor (the rate of the fastest launch in the results)",
     )
     floor.add_argument("--bench", type=Path, metavar="FILE", help="take it from what csgmv bench --json wrote")
+    add("--e2e", type=Path, metavar="FILE", help="also tell what csgmv bench --e2e --json wrote of whole models")
 
 
 def _terabytes(text: str) -> float:
@@ -57,6 +61,17 @@ def _check_extra() -> None:
         raise ValueError("report: needs matplotlib and jinja2: pip install 'csgmv[plot]'") from None
 
 
+def _whole_models(path: Path | None, book: findings.Book) -> Report | None:
+    """What was measured end to end, if asked for; of a GPU and Triton version that the page has a chapter on."""
+    if path is None:
+        return None
+    report = saved.read(path)
+    there = [f"{chapter.gpu}, Triton {chapter.triton}" for chapter in book.chapters]
+    if (its := f"{report.gpu}, Triton {report.triton}") not in there:
+        raise ValueError(f"--e2e: expected figures of {' or '.join(there)}, got those of {its} in {path}")
+    return report
+
+
 def run(args: argparse.Namespace) -> int:
     """Read, draw and write; the page comes last, when its pictures are there.
 
@@ -68,16 +83,21 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
     book = findings.read(args.configs, args.gpu, bandwidth=args.bandwidth, bench=args.bench)
+    whole = _whole_models(args.e2e, book)
     parts = []
     for number, chapter in enumerate(book.chapters, start=1):
         prefix = f"{number}-" if len(book.chapters) > 1 else ""
         sections = []
         for section in SECTIONS:
             columns.progress(f"{chapter.gpu}, Triton {chapter.triton}: {section.__name__}")
-            made = section(chapter)
-            named = [picture._replace(name=f"{prefix}{picture.name}.png") for picture in made.pictures]
-            sections.append(made._replace(pictures=named))
-        parts.append(page.Part(f"{chapter.gpu}, Triton {chapter.triton}", sections))
+            sections.append(section(chapter))
+        if (more := whole_models.of_chapter(whole, chapter)) is not None:
+            sections.insert(_WHOLE_MODELS, more)
+        named = [
+            made._replace(pictures=[each._replace(name=f"{prefix}{each.name}.png") for each in made.pictures])
+            for made in sections
+        ]
+        parts.append(page.Part(f"{chapter.gpu}, Triton {chapter.triton}", named))
     columns.progress("")
     html = page.render(parts, page.Source(str(book.path), book.digest, show.digest(), __version__))
     pictures = [picture for part in parts for section in part.sections for picture in section.pictures]
