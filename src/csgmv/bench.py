@@ -19,10 +19,33 @@ import torch
 import triton
 
 import csgmv
-from csgmv import columns, config, dispatch, figures, files, host, launch, measure, models, peer_report, rules, workload
+from csgmv import (
+    columns,
+    config,
+    dispatch,
+    figures,
+    files,
+    host,
+    launch,
+    layer_options,
+    measure,
+    models,
+    no_gpu,
+    peer_report,
+    rules,
+    workload,
+)
 from csgmv.figures import Case, Figure, Report
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+EXAMPLES = {
+    "csgmv bench": "Qwen3-Embedding-0.6B's layers, 30720 tokens of one adapter.",
+    "csgmv bench --model llama-3.1-8b --tokens 32 --adapters 32 --rank 8+16+64 --ops add_lora": "A decode batch with "
+    "mixed ranks.",
+    "csgmv bench --host": "What a call takes of the host.",
+    "csgmv bench --json bench.json": "Every figure, for programs and for `csgmv report --bench`.",
+}
+STATUSES = {1: "a result was wrong"}
 ROUNDS = 40
 COPIED_BYTES = 1 << 30
 MARKER = "bench"
@@ -53,28 +76,42 @@ def _layer(text: str) -> models.LayerShape:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv bench`."""
     shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
-    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model, as `csgmv tune` takes it")
-    shapes.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size of --model")
+    shapes.add_argument(
+        "--model", metavar="NAME_OR_FOLDER", help="a name on the Hugging Face hub, or a folder with a config.json"
+    )
+    shapes.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size of --model, in GPUs")
     shapes.add_argument(
         "--layer",
         action="append",
         type=_layer,
         metavar="NAME:INPUT_DIM:W1+W2+W3",
-        help="a layer by hand; repeatable",
+        help=layer_options.LAYER,
     )
     batch = parser.add_argument_group("batch", "every combination is measured")
-    batch.add_argument("--tokens", type=_positive, nargs="+", default=[30720], metavar="N", help="default: 30720")
-    batch.add_argument("--adapters", type=_positive, nargs="+", default=[1], metavar="N", help="default: 1")
     batch.add_argument(
-        "--rank", type=_ranks, nargs="+", default=[(64,)], metavar="R", help="8+16+64 mixes ranks (default: 64)"
+        "--tokens", type=_positive, nargs="+", default=[30720], metavar="N", help="batch sizes, in tokens"
+    )
+    batch.add_argument("--adapters", type=_positive, nargs="+", default=[1], metavar="N", help="adapters in a batch")
+    batch.add_argument(
+        "--rank",
+        type=_ranks,
+        nargs="+",
+        default=[(64,)],
+        metavar="R",
+        help="of the adapters, 1 to 256; 8+16+64 deals several ranks in turn (default: 64)",
     )
     batch.add_argument(
-        "--chunk-sizes", type=_positive, nargs="+", default=[16, 32, 64, 128], metavar="N", help="default: 16 32 64 128"
+        "--chunk-sizes",
+        type=_positive,
+        nargs="+",
+        default=[16, 32, 64, 128],
+        metavar="N",
+        help="most rows of a segment",
     )
     batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, default="even", help="of tokens over adapters")
-    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")
     batch.add_argument(
-        "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help="also add_lora"
+        "--ops", choices=rules.OPS, nargs="+", default=["shrink", "expand"], metavar="OP", help=layer_options.OPS
     )
     batch.add_argument("--batch-invariant", action="store_true", help="time batch_invariant=True as well")
     output = parser.add_argument_group("output")
@@ -282,7 +319,7 @@ def run(args: argparse.Namespace) -> int:
     if args.peers is not None:
         return peer_report.run(args)
     if launch.INTERPRETED or not torch.cuda.is_available():
-        raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
+        raise ValueError(f"bench {no_gpu.told()}; `csgmv demo` runs without one")
     if args.host:
         return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:

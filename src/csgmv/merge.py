@@ -20,6 +20,11 @@ from csgmv.baking.choose import Worth, worth
 from csgmv.baking.collect import Document, Faulty, documents, nothing
 from csgmv.tuning import record as layout
 
+EXAMPLES = {
+    "csgmv merge theirs": "A folder of somebody's raw results into ./configs.",
+    "csgmv merge monday tuesday --out both": "Two runs into a folder of their own.",
+}
+
 
 class Measured(NamedTuple):
     """One record with all that it means; `content` has it with its run, as text that equal ones share."""
@@ -143,9 +148,7 @@ def _read(paths: Sequence[Path], out: Path) -> tuple[list[Document], list[Docume
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv merge`."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a folder of raw results, or one file")
-    parser.add_argument(
-        "--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where the outcome goes (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where the outcome goes")
 
 
 def run(args: argparse.Namespace) -> int:
