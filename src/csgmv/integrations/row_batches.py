@@ -105,6 +105,16 @@ class StaticBatch:
     mask = -1
 
     def __init__(self, slots: AdapterSlots, rows: int, tokens: int) -> None:
+        """What `MultiLoRA.static` calls.
+
+        Args:
+            slots: of the adapters.
+            rows: of the model's inputs.
+            tokens: of a row.
+
+        Raises:
+            ValueError: a number is below 1.
+        """
         for name, value in (("rows", rows), ("tokens", tokens)):
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
@@ -130,6 +140,10 @@ class StaticBatch:
 
     def segments(self, shape: torch.Size, row: int) -> Segments:
         """For a layer's input of this shape, with the layer's own row of the slots' table.
+
+        Args:
+            shape: [rows, tokens, features].
+            row: the layer's, which has its adapters' ranks and scalings.
 
         Raises:
             ValueError: the shape is not that of the batch.
