@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pathlib
 import subprocess
@@ -132,6 +133,25 @@ def test_a_missing_file_is_one_line(failing, tmp_path, capsys):
     failing.run = lambda _: (tmp_path / "none").read_text()
     assert cli.main(["fail"]) == 2
     assert "csgmv: error: [Errno 2] No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_what_every_installation_needs_is_named(name, failing, capsys):
+    """An installation without it (`pip install --no-deps`, or triton outside Linux) says what to type."""
+    scope = {"__name__": "csgmv.somewhere", "error": ModuleNotFoundError(f"No module named {name!r}", name=name)}
+    exec("def run(args): raise error", scope)
+    failing.run = scope["run"]
+    assert cli.main(["fail"]) == 2
+    assert capsys.readouterr().err.endswith(f"needs {name}, which is not installed: pip install {name}\n")
+
+
+def test_output_that_cannot_be_encoded_is_replaced(failing, monkeypatch):
+    """Arrows and micro signs are not worth a failure where standard output is ASCII."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    failing.run = lambda _: print("48 → 32 in 5 µs") or 0
+    assert cli.main(["fail"]) == 0
+    assert written.getvalue() == b"48 ? 32 in 5 ?s\n"
 
 
 def test_an_interruption_is_no_traceback(failing, capsys):

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
+import pytest
+
 from csgmv import columns
+
+
+class Terminal(io.StringIO):
+    """Somebody watches."""
+
+    def isatty(self) -> bool:  # noqa: D102
+        return True
+
 
 HEADER = ("layer", "time µs", "config")
 ROWS = [["qkv", "17.6", "exact"], ["gate_up", "180.0", "nearest chunk size (32)"]]
@@ -56,3 +68,23 @@ def test_a_pipe_has_no_width(monkeypatch):
     """Output that is read by a program is not folded to the terminal that it was started from."""
     monkeypatch.setenv("COLUMNS", "20")
     assert columns.terminal_width() is None  # pytest captures standard output: it is no terminal
+
+
+@pytest.mark.parametrize(("columns_", "told"), [("200", 60), ("40", 39)])
+def test_progress_stays_on_its_line(columns_, told, monkeypatch):
+    """A line as wide as the terminal would begin the next one."""
+    monkeypatch.setenv("COLUMNS", columns_)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(columns.sys, "stderr", terminal)
+    columns.progress("x" * 100)
+    assert terminal.getvalue() == f"\r{'x' * told}\r"
+
+
+def test_a_dumb_terminal_gets_no_progress(monkeypatch):
+    """It has no way back to the line's beginning."""
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    monkeypatch.setattr(columns.sys, "stderr", terminal)
+    columns.progress("x")
+    assert terminal.getvalue() == ""

@@ -129,7 +129,8 @@ def test_help_documents_the_statuses(capsys) -> None:
     with pytest.raises(SystemExit):
         cli.main(["coverage", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "exit status: 0 if every key is tuned, 3 if some borrow and none gets a default, 4 if some get a" in said
+    for told in ("0 every key is tuned,", "3 some keys borrow, and none gets a default", "4 some keys get a default"):
+        assert told in said.split("exit status: ")[1]
 
 
 def test_all_lists_each_key(capture) -> None:
@@ -238,7 +239,7 @@ def test_what_to_look_up_has_to_be_said(capture) -> None:
     """A model, an adapter or layers."""
     status, said = capture(known({}), *HERE)
     assert status == 2
-    assert "--model, --adapter, --layer: expected one of them, got none" in said
+    assert "--model, --adapter, --layer: expected one of them, such as --model llama-3.1-8b, got none" in said
 
 
 def test_the_readme_is_of_this_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_host_is_all_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """The host has nobody to launch for."""
     assert cli.main(["bench", "--host"]) == 2
-    assert "there is no GPU here" in capsys.readouterr().err
+    assert "bench needs a GPU" in capsys.readouterr().err
 
 
 def test_the_command_prints_the_table_and_how_it_was_measured(

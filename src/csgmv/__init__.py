@@ -1,5 +1,10 @@
 """csgmv: many LoRA adapters in one batch, by Triton kernels whose tuned launch configs are part of the package.
 
+`Segments` gather a batch by adapter. `add_lora` applies the adapters; `lora_shrink` (x → h) and `lora_expand`
+(h → output) are its two halves. `warmup` compiles what a model can need before requests come. `explain` says which
+config a launch gets and why, `record_misses` which launches have none of their own, `load_overlay` loads such as were
+tuned since.
+
 Names are imported when they are first asked for, so that the command line can say, before Triton is imported, that
 kernels are to be interpreted.
 """

@@ -31,6 +31,7 @@ from csgmv import (
     launch,
     measure,
     models,
+    no_gpu,
     peer_report,
     rules,
     workload,
@@ -41,6 +42,14 @@ from csgmv.figures import Case, Figure, Report
 __all__ = ["MARKER", "add_arguments", "run"]  # the first two are the options'
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+EXAMPLES = {
+    "csgmv bench": "Qwen3-Embedding-0.6B's layers, 30720 tokens of one adapter.",
+    "csgmv bench --model llama-3.1-8b --tokens 32 --adapters 32 --rank 8+16+64 --ops add_lora": "A decode batch with "
+    "mixed ranks.",
+    "csgmv bench --host": "What a call takes of the host.",
+    "csgmv bench --json bench.json": "Every figure, for programs and for `csgmv report --bench`.",
+}
+STATUSES = {1: "a result was wrong"}
 ROUNDS = 40
 COPIED_BYTES = 1 << 30
 METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
@@ -234,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
 
         return command.run(args)
     if launch.INTERPRETED or not torch.cuda.is_available():
-        raise ValueError("bench measures GPU times and there is no GPU here (`csgmv demo` runs without one)")
+        raise ValueError(f"bench {no_gpu.told()}; `csgmv demo` runs without one")
     if args.host:
         return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:

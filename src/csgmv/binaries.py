@@ -23,7 +23,7 @@ import torch
 import triton
 
 from csgmv import chunk_sizes as sizes_of_chunks
-from csgmv import devices, launch, layer_options, plain_arguments, rules
+from csgmv import columns, devices, launch, layer_options, no_gpu, plain_arguments, rules
 from csgmv.expand import lora_expand
 from csgmv.grouping import segment_capacity
 from csgmv.layer import add_lora
@@ -33,6 +33,12 @@ from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
 NO_GPU = 2
+EXAMPLES = {
+    "csgmv warmup --model Qwen/Qwen3-Embedding-0.6B --rank 64 --max-tokens 8192 --max-loras 32": "Before a server "
+    "starts: its processes find the binaries in Triton's cache on disk.",
+    "csgmv warmup --adapter adapters/sql --max-tokens 2048 --max-loras 8 --ops add_lora": "Rank, layers and model as "
+    "an adapter's folder says; add_lora alone.",
+}
 # Part of each compilation is Python's own and holds its lock: more threads would only wait for it.
 _MOST_THREADS = 16
 Call = Callable[[], object]
@@ -248,7 +254,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         nargs="+",
         metavar="N",
-        help="of the Segments (those that they choose themselves)",
+        help="of the Segments (default: those that they choose themselves)",
     )
     add("--padded", action="store_true", help="for calls with padded=True")
     add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
@@ -256,14 +262,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole(1),
         metavar="N",
-        help="threads that compile (as many as processors, 16 at most)",
+        help="threads that compile (default: as many as processors, 16 at most)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Fill Triton's cache on disk, and return the exit status: 0 all well, 2 no GPU."""
     if not torch.cuda.is_available():
-        print("csgmv warmup: needs a GPU, and torch finds none", file=sys.stderr)
+        print(f"csgmv warmup: {no_gpu.told()}", file=sys.stderr)
         return NO_GPU
     done = warmup(
         layer_options.layers(args),
@@ -276,7 +282,7 @@ def run(args: argparse.Namespace) -> int:
         padded=args.padded,
         batch_invariant=args.batch_invariant,
         threads=args.threads,
-        progress=_show if sys.stderr.isatty() else None,
+        progress=_show if columns.rewritable(sys.stderr) else None,
     )
     print(
         f"{done.binaries} binaries for {done.calls} kinds of calls in {done.seconds:.1f} s: in Triton's cache on disk"

@@ -1,24 +1,36 @@
 """The `csgmv` command: finds the chosen subcommand's module and runs it.
 
-A subcommand's module has `add_arguments(parser)` and `run(args) -> exit status`, and is imported only when chosen, so
-that `csgmv --help` need not wait for torch.
+A subcommand's module has `add_arguments(parser)`, `run(args) -> exit status` and what `help_page` asks for, and is
+imported only when chosen, so that `csgmv --help` need not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
+import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from csgmv import help_page
 from csgmv._version import __version__
 
 USER_ERROR = 2  # argparse's own exit status for a bad command line
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+EXAMPLES = {
+    "csgmv demo": "See the kernels run and check themselves, with or without a GPU.",
+    "csgmv coverage --model llama-3.1-8b": "Which of a model's launches have configs of their own in this wheel.",
+    "csgmv tune --model llama-3.1-8b --rank 16": "Find the others on this GPU.",
+    "csgmv COMMAND --help": "What a command does, its options, examples and exit statuses.",
+}
+STATUSES = {INTERRUPTED: "interrupted", BROKEN_PIPE: "whoever read the output went away"}
+# What csgmv itself needs; extras name themselves where they are missing.
+_REQUIREMENTS = ("torch", "triton")
 
 
 class _Command(NamedTuple):
@@ -46,6 +58,7 @@ COMMANDS = {
         "csgmv.coverage", "say which of a model's launches have tuned configs, and what the rest lose"
     ),
     "demo": _Command("csgmv.demo", "run layers with many adapters and check them, GPU or not", interpreted=True),
+    "completion": _Command("csgmv.completion", "print what makes a shell complete this command line"),
 }
 
 
@@ -54,15 +67,21 @@ class _CommandParser(argparse.ArgumentParser):
 
     command: _Command | None = None
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def load(self) -> None:
+        """Have description, arguments and examples of the subcommand's module, which this imports."""
         command, self.command = self.command, None
-        if command is not None:
-            if command.interpreted:
-                interpret_without_gpu()
-            module = importlib.import_module(command.module)
-            self.description = self.description or module.__doc__
-            module.add_arguments(self)
-            self.set_defaults(run=module.run)
+        if command is None:
+            return
+        if command.interpreted:
+            interpret_without_gpu()
+        module = importlib.import_module(command.module)
+        self.description = inspect.getdoc(module)
+        self.epilog = help_page.epilog(getattr(module, "EXAMPLES", {}), getattr(module, "STATUSES", {}))
+        module.add_arguments(self)
+        self.set_defaults(run=module.run)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        self.load()
         return super().parse_known_args(args, namespace)
 
 
@@ -82,14 +101,25 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="csgmv",
         description="Multi-LoRA kernels in Triton, with configs tuned offline and built into the package.",
-        epilog="`csgmv COMMAND --help` lists a command's options.",
+        epilog=help_page.epilog(EXAMPLES, STATUSES),
+        formatter_class=help_page.Formatter,
     )
     top.add_argument("--version", action="version", version=f"csgmv {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
     for name, command in COMMANDS.items():
-        subcommand = commands.add_parser(name, help=command.help)
+        subcommand = commands.add_parser(name, help=command.help, formatter_class=help_page.Formatter)
         subcommand.command = command
     return top
+
+
+def subcommands(top: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Each subcommand of a `parser()` with its own parser, whose module is imported for it."""
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, subcommand in action.choices.items():
+                assert isinstance(subcommand, _CommandParser)
+                subcommand.load()
+                yield name, subcommand
 
 
 def _ours(error: BaseException) -> bool:
@@ -100,8 +130,23 @@ def _ours(error: BaseException) -> bool:
     return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "csgmv"
 
 
+def _printable() -> None:
+    """Let arrows and micro signs become question marks where standard output or error cannot encode them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _missing(error: ImportError) -> str:
+    """What to do about a module that is not there, where it is one that every installation should have."""
+    if error.name in _REQUIREMENTS:
+        return f"this command needs {error.name}, which is not installed: pip install {error.name}"
+    return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0 all well, 1 the command found something wrong, 2 bad input."""
+    _printable()
     try:
         argv = sys.argv[1:] if argv is None else argv
         args = parser().parse_args(argv, argparse.Namespace(command_line=shlex.join(["csgmv", *argv])))
@@ -118,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, OSError) as error:
         if not isinstance(error, OSError) and not _ours(error):
             raise
-        print(f"csgmv: error: {error}", file=sys.stderr)
+        told = _missing(error) if isinstance(error, ImportError) else error
+        print(f"csgmv: error: {told}", file=sys.stderr)
         return USER_ERROR
 
 

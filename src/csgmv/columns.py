@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TextIO
 
 _GAP = "  "
 _LEAST_FOLDED = 24  # characters of a column that is folded; narrower ones are no longer read with ease
@@ -70,10 +72,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
+def rewritable(stream: TextIO) -> bool:
+    """Whether the stream is a terminal on which a line can be written over: not one that calls itself dumb."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def progress(text: str) -> None:
     """Say on one line of the terminal what is being done; an empty text clears it. Nothing where nobody watches."""
-    if sys.stderr.isatty():
-        print(f"\r{text:<60.60}", end="\r", file=sys.stderr, flush=True)
+    if rewritable(sys.stderr):
+        width = min(60, shutil.get_terminal_size().columns - 1)  # a line that is full would begin the next one
+        print(f"\r{text:<{width}.{width}}", end="\r", file=sys.stderr, flush=True)
 
 
 def terminal_width() -> int | None:

@@ -24,10 +24,17 @@ from csgmv.show import bucket_text
 from csgmv.tuning.plan import Plan
 
 STATUS = {TUNED: 0, BORROWED: 3, DEFAULT: 4}  # 1 is for what went wrong, 2 for a bad command line
-EPILOG = (
-    f"exit status: {STATUS[TUNED]} if every key is tuned, {STATUS[BORROWED]} if some borrow and none gets a default, "
-    f"{STATUS[DEFAULT]} if some get a default; keys that --max-loss puts up with count as tuned. 0 with --markdown."
-)
+STATUSES = {
+    STATUS[TUNED]: "every key is tuned, or expected to lose no more than --max-loss; always so with --markdown",
+    STATUS[BORROWED]: "some keys borrow, and none gets a default",
+    STATUS[DEFAULT]: "some keys get a default",
+}
+EXAMPLES = {
+    "csgmv coverage --model Qwen/Qwen3-8B": "Ranks 16 and 64, on this machine's GPU.",
+    "csgmv coverage --model llama-3.1-70b --tp 4 --rank 16 --gpu H200 --all": "One rank, four GPUs a model, a line a "
+    "key.",
+    "csgmv coverage --adapter adapters/sql --max-loss 5 && serve": "In a start script: go on if no key loses over 5 %.",
+}
 RANKS = (16, 64)  # where none is given
 MARKER = "coverage"
 _SOURCES = 3  # that a line names
@@ -177,7 +184,6 @@ def target(gpu: str | None, version: str | None) -> dispatch.Target:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv coverage`."""
-    parser.epilog = EPILOG
     what = parser.add_argument_group("what to look up", f"ranks {' and '.join(map(str, RANKS))} if none is given")
     layer_options.add_arguments(what)
     add = what.add_argument
@@ -192,9 +198,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--gpu",
         metavar="NAME",
-        help="one of the table's, or part of its name (this machine's, or the table's only one)",
+        help="one of the table's, or part of its name (default: this machine's, or the table's only one)",
     )
-    add("--triton", type=version, metavar="VERSION", help=f"the installed one ({triton.__version__})")
+    add(
+        "--triton",
+        type=version,
+        metavar="VERSION",
+        help=f"whose rows to look for (default: the installed one, {triton.__version__})",
+    )
     output = parser.add_argument_group("output")
     add = output.add_argument
     add(
@@ -232,7 +243,7 @@ def _asked(args: argparse.Namespace, where: dispatch.Target) -> dict[tuple[str, 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what serves the model's keys, and return the exit status that EPILOG promises.
+    """Print what serves the model's keys, and return the exit status that STATUSES promises.
 
     Raises:
         ValueError: the options do not fit together, or name no GPU, model or layers that there are.

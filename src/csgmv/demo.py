@@ -19,6 +19,9 @@ from csgmv import bench, columns, dispatch, launch, measure, rules, workload
 from csgmv.config import default_config
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
 
+EXAMPLES = {"csgmv demo": "There are no options: it is the same for everyone."}
+STATUSES = {1: "a result is wrong"}
+
 
 class Batch(NamedTuple):
     """How many tokens a batch has, the ranks of its adapters, and the most rows of a segment."""

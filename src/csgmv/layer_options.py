@@ -9,12 +9,15 @@ from csgmv import peft_adapter, rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 from csgmv.option_types import whole
 
+LAYER = "a layer by hand: its name, columns of x and columns of each slice, e.g. qkv:1024:2048+1024+1024; repeatable"
+OPS = f"operations, some of {', '.join(rules.OPS)}"
+
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Add --model, --adapter, --layer, --rank, --tp, --dtype, --ops and --trust-remote-code."""
     add = group.add_argument
-    add("--model", metavar="NAME_OR_FOLDER", help="a hub name, or a folder with a config.json")
-    add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help="a layer by hand; repeatable")
+    add("--model", metavar="NAME_OR_FOLDER", help="a name on the Hugging Face hub, or a folder with a config.json")
+    add("--layer", metavar="NAME:INPUT_DIM:W1+W2+W3", action="append", default=[], help=LAYER)
     add(
         "--adapter",
         type=Path,
@@ -28,7 +31,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--rank",
         type=whole(1, rules.MAX_RANK),
         metavar="N",
-        help="max_rank of the adapters, 1 to 256 (the largest of --adapter)",
+        help="max_rank of the adapters, 1 to 256 (default: the largest of --adapter)",
     )
     add(
         "--tp",
@@ -36,10 +39,10 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=[1],
         metavar="N",
-        help="tensor-parallel sizes of --model (1)",
+        help="tensor-parallel sizes of --model, in GPUs",
     )
-    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
-    add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, help="operations (all)")
+    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor")
+    add("--ops", nargs="+", choices=rules.OPS, default=rules.OPS, metavar="OP", help=OPS)
     add("--trust-remote-code", action="store_true", help="let transformers run the model's own code")
 
 
@@ -50,7 +53,9 @@ def layers(args: argparse.Namespace) -> list[LayerShape]:
         ValueError: there are none, or what was given is no layer, model or adapter.
     """
     if not args.model and not args.layer and not args.adapter:
-        raise ValueError("--model, --adapter, --layer: expected one of them, got none")
+        raise ValueError(
+            "--model, --adapter, --layer: expected one of them, such as --model llama-3.1-8b, got none of them"
+        )
     found = [parse_layer(text) for text in args.layer]
     adapters = [peft_adapter.read(folder) for folder in args.adapter]
     for folder, adapter in zip(args.adapter, adapters):
@@ -74,7 +79,7 @@ def rank(args: argparse.Namespace) -> int:
     """
     ranks = {folder: peft_adapter.read(folder).rank for folder in args.adapter}
     if args.rank is None and not ranks:
-        raise ValueError("--rank: expected a number, since there is no --adapter, got none")
+        raise ValueError("--rank: expected the adapters' rank, such as 64, since there is no --adapter, got none")
     if args.rank is None:
         return max(ranks.values())
     for folder, own in ranks.items():

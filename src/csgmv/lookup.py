@@ -15,19 +15,35 @@ from csgmv import columns, config, dispatch, launch, rules
 from csgmv.option_types import architecture, version, whole
 from csgmv.show import bucket_text, widths_text
 
+EXAMPLES = {
+    "csgmv explain --op shrink --input-dim 1024 --slices 3 --rank 64 --chunk-size 16 --segments 8": "On this GPU.",
+    "csgmv explain --input-dim 2048 --slice-widths 1024 --rank 16 --chunk-size 64 --segments 40 --gpu 'NVIDIA H200'": (
+        "On a GPU that is elsewhere."
+    ),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv explain`."""
-    parser.add_argument("--op", choices=rules.OPS, default="add_lora", help="default: %(default)s")
-    parser.add_argument("--input-dim", type=int, default=0, metavar="N", help="columns of x (shrink, add_lora)")
+    parser.add_argument("--op", choices=rules.OPS, default="add_lora", help="operation")
+    parser.add_argument("--input-dim", type=int, default=0, metavar="N", help="columns of x; for shrink and add_lora")
     parser.add_argument(
-        "--slice-widths", type=int, nargs="+", default=[], metavar="N", help="columns of each slice (expand, add_lora)"
+        "--slice-widths",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="columns of each slice; for expand and add_lora",
     )
     parser.add_argument("--slices", type=int, metavar="N", help="num_slices of a shrink (default: 1)")
     parser.add_argument("--rank", type=int, required=True, metavar="N", help="max_rank of lora_a and lora_b")
-    parser.add_argument("--dtype", choices=rules.DTYPE_BYTES, default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--chunk-size", type=int, required=True, metavar="N", help="chunk_size of the Segments")
-    parser.add_argument("--segments", type=int, required=True, metavar="N", help="num_segments of the Segments")
+    parser.add_argument("--dtype", choices=rules.DTYPE_BYTES, default="bfloat16", help="of every tensor")
+    parser.add_argument(
+        "--chunk-size", type=int, required=True, metavar="N", help="chunk_size of the Segments: most rows of one"
+    )
+    parser.add_argument(
+        "--segments", type=int, required=True, metavar="N", help="num_segments of the Segments, of all adapters"
+    )
     parser.add_argument("--batch-invariant", action="store_true", help="for a launch with batch_invariant=True")
     parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
     parser.add_argument(
@@ -36,12 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.Y",
         help="compute capability of a --gpu that the table does not know",
     )
-    parser.add_argument("--sm-count", type=whole(0), default=0, metavar="N", help="its streaming multiprocessors")
+    parser.add_argument(
+        "--sm-count",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="how many streaming multiprocessors that --gpu has",
+    )
     parser.add_argument(
         "--triton",
         type=version,
         metavar="VERSION",
-        help=f"default: the installed one, {triton.__version__}",
+        help=f"whose rows to look for (default: the installed one, {triton.__version__})",
     )
 
 

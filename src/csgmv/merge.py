@@ -21,6 +21,11 @@ from csgmv.baking.choose import Worth, worth
 from csgmv.baking.collect import Document, Faulty, documents, nothing
 from csgmv.tuning import record as layout
 
+EXAMPLES = {
+    "csgmv merge theirs": "A folder of somebody's raw results into ./configs.",
+    "csgmv merge monday tuesday --out both": "Two runs into a folder of their own.",
+}
+
 
 class Race(NamedTuple):
     """A race of a record, with its run."""
@@ -163,9 +168,7 @@ def _read(paths: Sequence[Path], out: Path) -> tuple[list[Document], list[Docume
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv merge`."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a folder of raw results, or one file")
-    parser.add_argument(
-        "--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where the outcome goes (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where the outcome goes")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,7 +34,15 @@ CHUNK_SIZES = (16, 32, 64, 128)  # what the tuner tries, and what a batch whose 
 class Key(NamedTuple):
     """What a tuned config is stored under, beside the GPU's name and the Triton version.
 
-    `input_dim` is 0 for expand and `slice_widths` is () for shrink: neither kernel's cost depends on them there.
+    Attributes:
+        op: "shrink", "expand" or "add_lora".
+        input_dim: columns of x; 0 for expand, whose cost does not depend on it.
+        slice_widths: output columns of each slice; () for shrink, whose cost does not depend on them.
+        max_rank: of lora_a and lora_b.
+        num_slices: 1 to 4.
+        dtype: "float16", "bfloat16" or "float32", of every tensor.
+        chunk_size: most rows of a segment.
+        segment_bucket: the power of two that is nearest to the number of segments.
     """
 
     op: str

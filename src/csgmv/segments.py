@@ -62,7 +62,7 @@ class Segments:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The five tensors, in the order of the kernels' parameters."""
+        """permutation, seg_indptr, weight_indices, lora_ranks and scalings, in the order of the kernels' parameters."""
         return self.permutation, self.seg_indptr, self.weight_indices, self.lora_ranks, self.scalings
 
     @classmethod
@@ -178,11 +178,14 @@ class Segments:
         lora_ranks: Integers,
         scalings: Floats,
     ) -> None:
-        """Refills allocated Segments in place; arguments as for `from_sequences`.
+        """Refills allocated Segments in place.
 
         The host does not wait, and may refill again before the copy is done. The copy is queued on the current stream:
         work on other streams that reads these Segments must be ordered by the caller. Slots past the given ones get
         rank 0. When something is raised, nothing has been changed.
+
+        Args:
+            seq_lens, adapter_ids, lora_ranks, scalings: as for `from_sequences`.
 
         Raises:
             TypeError, ValueError: as for `from_sequences`; or the batch is larger than what was allocated; or these
@@ -195,9 +198,12 @@ class Segments:
     def update_from_tokens(
         self, adapter_ids: Integers | Sequence[int | None], lora_ranks: Integers, scalings: Floats
     ) -> None:
-        """Refills allocated Segments in place; arguments as for `from_tokens`, promises as for `update_from_sequences`.
+        """Refills allocated Segments in place, with the promises of `update_from_sequences`.
 
         With all three arguments on the GPU this may itself be captured into a CUDA graph.
+
+        Args:
+            adapter_ids, lora_ranks, scalings: as for `from_tokens`.
 
         Raises:
             TypeError, ValueError: as for `update_from_sequences`.

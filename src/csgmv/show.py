@@ -14,6 +14,13 @@ from typing import NamedTuple
 import csgmv
 from csgmv import chunk_sizes, columns, config, dispatch, fallback, rules
 
+EXAMPLES = {
+    "csgmv show": "How many rows there are for which GPUs, and the chunk sizes.",
+    "csgmv show --gpu h200 --op add_lora --rank 64": "One GPU's rows of one operation and rank.",
+    "csgmv show --all --json": "Everything, for programs.",
+}
+STATUSES = {1: "no row is what the options ask for"}
+
 
 class Entry(NamedTuple):
     """One row of the table, with all that it is stored under. Config None: the default was the fastest."""
@@ -54,14 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wanted = parser.add_argument_group("rows to print", "without any of these, only the counts are printed")
     wanted.add_argument("--all", action="store_true", help="every row")
     wanted.add_argument("--gpu", metavar="NAME", help="GPUs whose name contains this, in any case")
-    wanted.add_argument("--triton", metavar="VERSION")
-    wanted.add_argument("--op", choices=rules.OPS)
-    wanted.add_argument("--input-dim", type=int, metavar="N")
-    wanted.add_argument("--slice-widths", type=int, nargs="+", metavar="N")
+    wanted.add_argument("--triton", metavar="VERSION", help="e.g. 3.6.0")
+    wanted.add_argument("--op", choices=rules.OPS, help="operation")
+    wanted.add_argument("--input-dim", type=int, metavar="N", help="columns of x")
+    wanted.add_argument("--slice-widths", type=int, nargs="+", metavar="N", help="columns of each slice")
     wanted.add_argument("--rank", type=int, metavar="N", help="largest rank of the loaded adapters (max_rank)")
-    wanted.add_argument("--slices", type=int, metavar="N", help="num_slices")
-    wanted.add_argument("--dtype", choices=rules.DTYPE_BYTES)
-    wanted.add_argument("--chunk-size", type=int, metavar="N")
+    wanted.add_argument("--slices", type=int, metavar="N", help="num_slices of a shrink")
+    wanted.add_argument("--dtype", choices=rules.DTYPE_BYTES, help="of every tensor")
+    wanted.add_argument("--chunk-size", type=int, metavar="N", help="most rows of a segment")
     wanted.add_argument("--segments", type=int, metavar="N", help="number of segments; the nearest power of two counts")
     parser.add_argument("--json", action="store_true", help="JSON, every field of a config by its name")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_what_contradicts_a_file_of_misses_is_refused(missed: Path, tmp_path: Pa
         record_misses(None)
     with pytest.raises(ValueError, match="--from-misses: expected a file with misses, got none in"):
         run("--from-misses", str(tmp_path / "none.json"), "--dry-run")
-    with pytest.raises(ValueError, match="--rank: expected a number"):
+    with pytest.raises(ValueError, match="--rank: expected the adapters' rank, such as 64,"):
         run("--layer", "o:96:48", "--dry-run")
     with pytest.raises(FileNotFoundError):
         run("--from-misses", str(tmp_path / "nowhere.json"), "--dry-run")
@@ -202,3 +203,15 @@ def test_a_cluster_is_tuned_without_a_gpu_here(
     assert (seen["address"], seen["folder"], seen["time_budget"]) == (address, tmp_path / "c", 7.5)
     assert (seen["plan"].layers, seen["plan"].max_rank) == ([LayerShape("o", 96, (96,))], 24)
     assert "the GPUs together were measuring for 80 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("term", ["dumb", None])
+def test_progress_is_a_line_a_key_where_no_bar_can_be(term, monkeypatch, capsys) -> None:
+    """In a pipe, and on a terminal that calls itself dumb: nothing but text."""
+    monkeypatch.setattr(command, "_outcome", lambda _: "12.30 → 4.10 us, 3.00x")
+    if term is not None:
+        monkeypatch.setenv("TERM", term)
+        monkeypatch.setattr(command.sys.stdout, "isatty", lambda: True)
+    with command._progress() as report:
+        report(types.SimpleNamespace(done=1, total=7))
+    assert capsys.readouterr().out == "[1/7] 12.30 → 4.10 us, 3.00x\n"

@@ -123,6 +123,17 @@ class StaticBatch:
     mask = -1
 
     def __init__(self, slots: AdapterSlots, rows: int, tokens: int, chunk_size: int | None = None) -> None:
+        """What `MultiLoRA.static` calls.
+
+        Args:
+            slots: of the adapters.
+            rows: of the model's inputs.
+            tokens: of a row.
+            chunk_size: most rows of a segment.
+
+        Raises:
+            TypeError, ValueError: a number is none, or below 1.
+        """
         for name, value in (("rows", rows), ("tokens", tokens)):
             plain_arguments.whole(name, value, 1)
         self.ids = [-1] * rows
@@ -147,6 +158,10 @@ class StaticBatch:
 
     def segments(self, shape: torch.Size, row: int) -> Segments:
         """For a layer's input of this shape, with the layer's own row of the slots' table.
+
+        Args:
+            shape: [rows, tokens, features].
+            row: the layer's, which has its adapters' ranks and scalings.
 
         Raises:
             ValueError: the shape is not that of the batch.

@@ -51,8 +51,8 @@ def chunked_sgmv_lora_shrink_forward(
     """x @ A.T of each row's adapter: `csgmv.lora_shrink` in the packed layout.
 
     Args:
-        x: [num_tokens, input_dim].
-        weights: [num_loras, num_slices · max_rank, input_dim].
+        x: [num_tokens, input_dim], fp16, bf16 or fp32.
+        weights: [num_loras, num_slices · max_rank, input_dim], x's dtype.
         batch_info: sglang's LoRABatchInfo, or any object with the attributes of `BatchInfo`.
         num_slices: 3 for q, k and v, 2 for gate and up, 1 else.
         split_k: parts to cut input_dim into, instead of what the tuned config says.
@@ -86,13 +86,14 @@ def chunked_sgmv_lora_expand_forward(
     """base_output += scaling · (x @ B.T) of each row's adapter, slice by slice: `csgmv.lora_expand`, packed layout.
 
     Args:
-        x: [num_tokens, num_slices · max_rank], as the shrink function returns it.
-        weights: [num_loras, output_dim, max_rank].
+        x: [num_tokens, num_slices · max_rank], fp16, bf16 or fp32, as the shrink function returns it.
+        weights: [num_loras, output_dim, max_rank], x's dtype.
         batch_info: sglang's LoRABatchInfo, or any object with the attributes of `BatchInfo`.
         slice_offsets: [num_slices + 1] integers, bounds of the slices in output_dim. If they are on the GPU only, the
             first call with this tensor waits for it; its values are then remembered until it is changed or dies.
         max_slice_size: width of the widest slice; not needed here.
-        base_output: [num_tokens, output_dim or more], changed in place; None for zeros of output_dim columns.
+        base_output: [num_tokens, output_dim or more], x's dtype, changed in place; None for zeros of output_dim
+            columns.
         slice_offsets_cpu: the same on the host, which spares that wait.
 
     Returns:

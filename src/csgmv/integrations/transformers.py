@@ -182,6 +182,9 @@ class MultiLoRA:
     def remove(self, name: str) -> None:
         """Frees an adapter's slot for another.
 
+        Args:
+            name: that the adapter was given or added under.
+
         Raises:
             ValueError: there is no such adapter, or a batch that is being served or a static one uses it.
             RuntimeError: this is closed.

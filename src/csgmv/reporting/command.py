@@ -18,6 +18,11 @@ from csgmv.reporting.sections import SECTIONS
 
 PAGE = "report.html"
 _WHOLE_MODELS = 2  # place of their section, behind what speaks for and against the results
+EXAMPLES = {
+    "csgmv report": "./configs as report/report.html.",
+    "csgmv report --configs tuned --gpu h200 --bandwidth 4.2 --out /tmp/h200": "One GPU's results, the floor by a "
+    "bandwidth that is known.",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("configs"),
         metavar="PATH",
-        help="raw results: a folder or file (%(default)s)",
+        help="raw results: a folder or file",
     )
-    add("--out", type=Path, default=Path("report"), metavar="DIR", help=f"where {PAGE} and PNGs go (%(default)s)")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help=f"folder for {PAGE} and PNGs")
     add("--gpu", metavar="NAME", help="GPUs whose name contains this, in any case")
     floor = parser.add_mutually_exclusive_group()
     floor.add_argument(
         "--bandwidth",
         type=_terabytes,
         metavar="TB/S",
-        help="of the GPU's memory, for the floor (the rate of the fastest launch in the results)",
+        help="of the GPU's memory, in 10^12 bytes a second, for the floor (default: the rate of the fastest launch)",
+    )
+    floor.add_argument(
+        "--bench", type=Path, metavar="FILE", help="take the bandwidth from what `csgmv bench --json FILE` wrote"
     )
     floor.add_argument("--bench", type=Path, metavar="FILE", help="take it from what csgmv bench --json wrote")
     add("--e2e", type=Path, metavar="FILE", help="also tell what csgmv bench --e2e --json wrote of whole models")

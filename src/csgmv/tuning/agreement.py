@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from csgmv import columns, records, rules
+from csgmv import columns, no_gpu, records, rules
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.option_types import number
@@ -24,6 +24,11 @@ from csgmv.tuning.lab import Lab
 from csgmv.tuning.side_by_side import Track, deciding, side_by_side
 
 NO_GPU = 2
+EXAMPLES = {
+    "csgmv agree configs again": "After `csgmv tune --out again …`: how far is the search to be trusted?",
+    "csgmv agree configs again --within 5 --least 99": "All but one key in a hundred within 5 % of time.",
+}
+STATUSES = {1: "fewer keys than --least agree"}
 _SHOWN = 10
 
 
@@ -105,14 +110,20 @@ def _named(key: rules.Key) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv agree`."""
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file or folder of raw results")
-    parser.add_argument("second", type=Path, metavar="SECOND", help="of another run of the tuner")
-    parser.add_argument("--within", type=number(), default=2.0, metavar="PERCENT", help="of time (%(default)g)")
+    parser.add_argument("second", type=Path, metavar="SECOND", help="a file or folder of another run of the tuner")
+    parser.add_argument(
+        "--within",
+        type=number(),
+        default=2.0,
+        metavar="PERCENT",
+        help="a key agrees where its two winners' times differ by so many percent at most",
+    )
     parser.add_argument(
         "--least",
         type=number(0, 100),
         default=95.0,
         metavar="PERCENT",
-        help="of the keys must agree (%(default)g)",
+        help="of the keys must agree, for exit status 0",
     )
 
 
@@ -123,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: a file is broken, or there is nothing to compare.
     """
     if not torch.cuda.is_available():
-        print("csgmv agree: needs a GPU, and torch finds none", file=sys.stderr)
+        print(f"csgmv agree: {no_gpu.told()}", file=sys.stderr)
         return NO_GPU
     device = torch.device("cuda", torch.cuda.current_device())
     where = torch.cuda.get_device_name(device), triton.__version__

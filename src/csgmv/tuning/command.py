@@ -1,6 +1,7 @@
 """Find the fastest launch configs for a model's layers on this GPU, and write them as raw results.
 
-A run may be stopped at any time; the next one goes on where it ended.
+A run may be stopped at any time; the next one goes on where it ended. Times are GPU microseconds with a cold L2.
+`python -m codegen` makes a table of the results, `csgmv.load_overlay` loads them, `csgmv report` shows them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 import triton
 
-from csgmv import dispatch, kernel_hash, layer_options, misses, overlay, rules
+from csgmv import columns, dispatch, kernel_hash, layer_options, misses, no_gpu, overlay, rules
 from csgmv.baking.collect import collect
 from csgmv.option_types import number, whole
 from csgmv.tuning import fleet, model, space
@@ -25,6 +26,14 @@ from csgmv.tuning.tuner import Step, Summary, tune
 
 NO_GPU = 2
 FAILED = 1
+EXAMPLES = {
+    "csgmv tune --model Qwen/Qwen3-Embedding-0.6B --rank 64": "Every key of a model's layers, into ./configs.",
+    "csgmv tune --model llama-3.1-8b --rank 16 --dry-run": "What that would measure; needs no GPU.",
+    "csgmv tune --layer o:2048:1024 --rank 16 --tokens 1 32 --time-budget 600": "One layer in small batches, for ten "
+    "minutes at most.",
+    "csgmv tune --from-misses misses.json --out tuned --then-load": "What a server was found to lack.",
+}
+STATUSES = {FAILED: "some keys could not be measured: they have no config that works"}
 # What --from-misses and --stale say by themselves, and what it is where neither is given.
 _WHAT = {
     "model": None,
@@ -51,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to tune")
     layer_options.add_arguments(what)
     add = what.add_argument
-    chunk_sizes, tokens = f"most rows of a segment ({_listed(rules.CHUNK_SIZES)})", f"batch sizes ({_listed(TOKENS)})"
+    chunk_sizes, tokens = "most rows of a segment", "batch sizes, in tokens"
     add("--chunk-sizes", type=whole(1), nargs="+", default=rules.CHUNK_SIZES, metavar="N", help=chunk_sizes)
     add("--tokens", type=whole(1), nargs="+", default=TOKENS, metavar="N", help=tokens)
     add(
@@ -60,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="N",
-        help=f"adapters in a batch ({_listed(ADAPTERS)}; no more than tokens)",
+        help=f"adapters in a batch (default: {_listed(ADAPTERS)}, as far as there are tokens)",
     )
     add(
         "--from-misses",
@@ -70,20 +79,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--stale", action="store_true", help="just the keys in FOLDER that were measured with other kernels than these")
     add = parser.add_argument_group("how").add_argument
-    add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go (%(default)s)")
-    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
+    add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go")
+    add(
+        "--time-budget",
+        type=number(),
+        metavar="SECONDS",
+        help="begin no key after so long; the same command goes on with the rest (default: no limit)",
+    )
     add(
         "--processes",
         type=whole(1),
         metavar="N",
-        help="processes that compile for a GPU (as many as processors, less two)",
+        help="processes that compile for a GPU (default: as many as processors, less two)",
     )
     add(
         "--seed",
         type=whole(0, 2**63 - 1),
         metavar="N",
         default=0,
-        help="of the random tensors (%(default)s)",
+        help="of the random tensors (default: %(default)s)",
     )
     add("--force", action="store_true", help="measure also what was measured already")
     add("--then-load", action="store_true", help="load all results in FOLDER and say which keys launch with their own")
@@ -106,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
     if not args.dry_run and args.ray is None and not torch.cuda.is_available():
-        print("csgmv tune: needs a GPU, and torch finds none (--dry-run and --ray work without)", file=sys.stderr)
+        print(f"csgmv tune: {no_gpu.told()}; --dry-run and --ray work without", file=sys.stderr)
         return NO_GPU
     plan = _plan(args)
     if args.dry_run:
@@ -247,7 +261,7 @@ def _outcome(step: Step) -> str:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[Step], None]]:
-    """A bar with an estimate on a terminal where rich is installed; otherwise a line a key."""
+    """A bar with an estimate on a terminal where rich is installed; otherwise, or on a dumb one, a line a key."""
     try:
         from rich.progress import (
             BarColumn,
@@ -260,7 +274,7 @@ def _progress() -> Iterator[Callable[[Step], None]]:
     except ImportError:
         rich = False
     else:
-        rich = sys.stdout.isatty()
+        rich = columns.rewritable(sys.stdout)
     if not rich:
         yield lambda step: print(f"[{step.done}/{step.total}] {_outcome(step)}", flush=True)
         return

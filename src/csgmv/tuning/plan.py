@@ -36,9 +36,12 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A key and the batches that look it up. A config's time is the geometric mean over the first `tuned_on`.
+    """A key and the batches that look it up.
 
-    These are the fullest batch and the sparsest one, where they are far apart.
+    Attributes:
+        key: what the config is stored under.
+        batches: first the fullest and the sparsest one, where these are far apart.
+        tuned_on: a config's time is the geometric mean over so many of the batches.
     """
 
     key: rules.Key

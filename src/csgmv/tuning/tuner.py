@@ -33,7 +33,13 @@ AT_ONCE = 40  # searches under way: while one is measured, the others' configs a
 
 
 class Step(NamedTuple):
-    """A key that is done. `record` is None where no config could be measured."""
+    """A key that is done.
+
+    Attributes:
+        task: the key, and what it was timed on.
+        record: what was measured; None where no config could be.
+        done, total: keys.
+    """
 
     task: Task
     record: Record | None
