@@ -12,6 +12,8 @@ GOOD: Mapping[str, Sequence[str]] = {
     "tune": ["--layer", "q:64:32", "--rank", "8", "--tokens", "8", "--dry-run"],
     "merge": ["results", "--out", "merged"],
     "agree": ["results", "results"],
+    "cross": ["--configs", "results", "--dry-run"],
+    "spot-check": ["--dry-run", "--models", "Qwen/Qwen3-0.6B", "--gpu", "NVIDIA H200", "--keys", "2"],
     "warmup": ["--layer", "q:64:32", "--rank", "8", "--max-tokens", "8", "--max-loras", "2"],
     "bench": [],
     "report": ["--configs", "results"],
@@ -19,13 +21,16 @@ GOOD: Mapping[str, Sequence[str]] = {
     "explain": ["--rank", "8", "--input-dim", "64", "--slice-widths", "32", "--chunk-size", "16", "--segments", "4"],
     "coverage": ["--layer", "q:64:32", "--rank", "8", "--gpu", "NVIDIA H200"],
     "demo": [],
+    "completion": ["bash"],
 }
 # Of these any value is right, or argparse says what is wrong by itself (an unknown choice, no number, a flag's value).
 ANY: Mapping[str, set[str]] = {
     "tune": {"--dtype", "--ops", "--trust-remote-code", "--stale", "--force", "--then-load", "--dry-run"}
     | {"--ray"},  # Ray's to say
+    "cross": {"--dry-run"},
+    "spot-check": {"--ops", "--dtype", "--dry-run", "--json", "--markdown"},
     "warmup": {"--dtype", "--ops", "--trust-remote-code", "--padded", "--batch-invariant"},
-    "bench": {"--distribution", "--dtype", "--ops", "--batch-invariant", "--markdown"},
+    "bench": {"--distribution", "--dtype", "--ops", "--batch-invariant", "--markdown", "--e2e"},
     # Rows that there are not are found to be none, with exit status 1.
     "show": {"--all", "--gpu", "--triton", "--op", "--input-dim", "--slice-widths", "--rank", "--slices", "--dtype"}
     | {"--chunk-size", "--json"},
@@ -85,6 +90,28 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--within": _number("--within", "-1", "nan", "inf"),
         "--least": _number("--least", "-1", "101", "nan"),
     },
+    "cross": {
+        "--configs": [(["--configs", "/no/such"], _MISSING), (["--configs", "a-file"], "expected only .json files")],
+        "--time-budget": _number("--time-budget", "-1", "nan", "inf"),
+        "--processes": _number("--processes", "0"),
+        "--seed": _number("--seed", "-1", str(2**63)),
+    },
+    "spot-check": {
+        "--models": [(["--models", "/no/such"], "^csgmv: error: --models: expected some .*, got none")],
+        "--ranks": _number("--ranks", "0", "257"),
+        "--tp": [*_number("--tp", "0"), (["--tp", "5"], "^csgmv: error: --models: expected some .*, got none")],
+        "--keys": _number("--keys", "0"),
+        "--seed": _number("--seed", "-1", str(2**63)),
+        "--out": [(["--out", "a-file"], "^csgmv: error: --out: expected a folder, got a-file")],
+        "--tell": [(["--tell"], "^csgmv: error: --tell: expected without --dry-run")],
+        "--time-budget": _number("--time-budget", "-1", "nan", "inf"),
+        "--processes": _number("--processes", "0"),
+        "--gpu": [(["--gpu", "nothing"], "--gpu: expected one of the table's, .*; got nothing")],
+        "--triton": [(["--triton", each], "--triton: expected a version such as") for each in ("new", "", "3.²")],
+        "--median": _number("--median", "-1", "nan"),
+        "--percentile-95": _number("--percentile-95", "-1", "nan"),
+        "--into": [(["--into", "README.md"], "^csgmv: error: --into: expected together with --markdown")],
+    },
     "warmup": {
         **_layers(),
         "--max-tokens": _number("--max-tokens", "0"),
@@ -106,6 +133,17 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--peers": [(["--peers", "/no/such"], "/no/such"), (["--peers", "a-file"], "a-file: .*")],
         "--measured-on": [(["--measured-on", "a GPU"], "^csgmv: error: --measured-on: expected together with --peers")],
         "--plot": [(["--plot", "x.svg"], "^csgmv: error: --plot: expected together with --peers")],
+        "--batches": [
+            (["--batches", "8x8"], "^csgmv: error: --batches: expected together with --e2e and --model"),
+            (
+                ["--e2e", "--model", "qwen3-0.6b", "--batches", "0x8"],
+                "--batches: expected ROWSxTOKENS.*'0x8'",
+            ),
+        ],
+        "--layers": [
+            *_number("--layers", "0"),
+            (["--layers", "3"], "^csgmv: error: --layers: expected together with --e2e and --model"),
+        ],
         **{name: _number(name, "0") for name in ("--tp", "--tokens", "--adapters", "--chunk-sizes")},
     },
     "report": {
@@ -114,6 +152,7 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--gpu": [(["--gpu", "nothing"], "--gpu: expected .*, got 'nothing'")],
         "--bandwidth": [(["--bandwidth", each], r"--bandwidth: expected TB/s, .*, got") for each in ("0", "nan", "x")],
         "--bench": [(["--bench", "/no/such"], "/no/such"), (["--bench", "a-file"], "a-file")],
+        "--e2e": [(["--e2e", "/no/such"], "/no/such"), (["--e2e", "a-file"], "a-file")],
     },
     "show": {"--segments": _number("--segments", "0")},
     "explain": {
@@ -144,4 +183,5 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         ],
     },
     "demo": {},
+    "completion": {"shell": [(["nosh"], "argument shell: invalid choice: 'nosh'")]},
 }

@@ -20,8 +20,10 @@ PAGES: Mapping[str, tuple[str, ...]] = {
         "BatchInfo",
         "chunked_sgmv_lora_expand_forward",
         "chunked_sgmv_lora_shrink_forward",
+        "install",
         "segments",
     ),
+    "csgmv.integrations.vllm": ("install", "lora_expand", "lora_shrink"),
     "csgmv.tuning": (),
 }
 

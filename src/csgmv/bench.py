@@ -47,6 +47,7 @@ EXAMPLES = {
     "csgmv bench --model llama-3.1-8b --tokens 32 --adapters 32 --rank 8+16+64 --ops add_lora": "A decode batch with "
     "mixed ranks.",
     "csgmv bench --host": "What a call takes of the host.",
+    "csgmv bench --e2e": "Whole transformers models with eight adapters in a batch, beside the bare ones.",
     "csgmv bench --json bench.json": "Every figure, for programs and for `csgmv report --bench`.",
 }
 STATUSES = {1: "a result was wrong"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from csgmv import figures, host, models, peer_report, rules, workload
+from csgmv import figures, host, layer_options, models, peer_report, rules, workload
 from csgmv.e2e import options as end_to_end
 from csgmv.option_types import whole
 
@@ -36,24 +36,34 @@ def _layer(text: str) -> models.LayerShape:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv bench`."""
     shapes = parser.add_argument_group("layers", "Qwen3-Embedding-0.6B's if neither is given")
-    shapes.add_argument("--model", metavar="NAME_OR_FOLDER", help="layers of this model, as `csgmv tune` takes it")
-    shapes.add_argument("--tp", type=whole(1), metavar="N", help="tensor-parallel size of --model (1)")
+    shapes.add_argument(
+        "--model", metavar="NAME_OR_FOLDER", help="a name on the Hugging Face hub, or a folder with a config.json"
+    )
+    shapes.add_argument(
+        "--tp", type=whole(1), metavar="N", help="tensor-parallel size of --model, in GPUs (default: 1)"
+    )
     shapes.add_argument(
         "--layer",
         action="append",
         type=_layer,
         metavar="NAME:INPUT_DIM:W1+W2+W3",
-        help="a layer by hand; repeatable",
+        help=layer_options.LAYER,
     )
     batch = parser.add_argument_group("batch", "every combination is measured")
-    batch.add_argument("--tokens", type=whole(1), nargs="+", metavar="N", help="default: 30720")
-    batch.add_argument("--adapters", type=whole(1), nargs="+", metavar="N", help="default: 1")
-    batch.add_argument("--rank", type=_ranks, nargs="+", metavar="R", help="8+16+64 mixes ranks (default: 64)")
-    batch.add_argument("--chunk-sizes", type=whole(1), nargs="+", metavar="N", help="default: 16 32 64 128")
-    batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, help="of tokens over adapters (even)")
-    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     batch.add_argument(
-        "--ops", choices=rules.OPS, nargs="+", metavar="OP", help="default: shrink expand; also add_lora"
+        "--tokens", type=whole(1), nargs="+", metavar="N", help="batch sizes, in tokens (default: 30720)"
+    )
+    batch.add_argument("--adapters", type=whole(1), nargs="+", metavar="N", help="adapters in a batch (default: 1)")
+    batch.add_argument(
+        "--rank", type=_ranks, nargs="+", metavar="R", help="1 to 256; 8+16+64 deals several in turn (default: 64)"
+    )
+    batch.add_argument(
+        "--chunk-sizes", type=whole(1), nargs="+", metavar="N", help="most rows of a segment (default: 16 32 64 128)"
+    )
+    batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, help="of tokens over adapters (default: even)")
+    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")
+    batch.add_argument(
+        "--ops", choices=rules.OPS, nargs="+", metavar="OP", help=f"{layer_options.OPS} (default: shrink expand)"
     )
     batch.add_argument("--batch-invariant", action="store_const", const=True, help="time batch_invariant=True as well")
     output = parser.add_argument_group("output")

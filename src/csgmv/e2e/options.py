@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_batch,
         nargs="+",
         metavar="ROWSxTOKENS",
-        help="of --model; of one token a row: a step of decoding (8x1024 32x512 64x128)",
+        help="of --model; of one token a row: a step of decoding (default: 8x1024 32x512 64x128)",
     )
-    group.add_argument("--layers", type=whole(1), metavar="N", help="decoder layers of --model (all)")
+    group.add_argument("--layers", type=whole(1), metavar="N", help="decoder layers of --model (default: all)")
 
 
 def _batch(text: str) -> tuple[int, int]:

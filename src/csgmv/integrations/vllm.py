@@ -52,7 +52,7 @@ def lora_shrink(
         output_tensor: [num_slices, num_tokens, rank], float32 or inputs' dtype, contiguous. Not touched in a batch
             without adapters.
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids: the
-            batch, int32, as `Metadata` has it.
+            batch, int32 [num_tokens] twice, [max_loras + 1], [max_loras + 2] and [max_loras + 1], as `Metadata` has it.
         no_lora_flag_cpu: bool [1] on the host, that no row has an adapter.
         num_active_loras: int32 [1] on the host, how many of lora_ids to look at, from the first.
         scaling: factor of the result; vLLM gives 1.0.
@@ -100,9 +100,12 @@ def lora_expand(
         lora_b_weights: of each slice [num_loras, width, rank] or [num_loras, 1, width, rank], fp16 or bf16, contiguous;
             widths may differ.
         output_tensor: [num_tokens, at least offset_start + all widths], the weights' dtype; rows may be strided.
+        token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids: as
+            for `lora_shrink`.
+        no_lora_flag_cpu, num_active_loras: as for `lora_shrink`.
         offset_start: column of output_tensor at which the first slice begins; the others follow.
         add_inputs: whether output_tensor is added to, or what it holds in those columns is replaced.
-        All others: as for `lora_shrink`.
+        batch_invariant: as for `csgmv.lora_expand`.
 
     Raises:
         TypeError, ValueError: as for `csgmv.lora_expand`, which calls a slice's weights lora_b and its columns

@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     floor.add_argument(
         "--bench", type=Path, metavar="FILE", help="take the bandwidth from what `csgmv bench --json FILE` wrote"
     )
-    floor.add_argument("--bench", type=Path, metavar="FILE", help="take it from what csgmv bench --json wrote")
-    add("--e2e", type=Path, metavar="FILE", help="also tell what csgmv bench --e2e --json wrote of whole models")
+    add(
+        "--e2e", type=Path, metavar="FILE", help="tell also of whole models: what `csgmv bench --e2e --json FILE` wrote"
+    )
 
 
 def _terabytes(text: str) -> float:

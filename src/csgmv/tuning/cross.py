@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from csgmv import rules
+from csgmv import no_gpu, rules
 from csgmv.baking.choose import Choice, Target, choose
 from csgmv.baking.collect import Collected, collect
+from csgmv.option_types import number, whole
 from csgmv.tuning.crossing import Crossing, Summary
 from csgmv.tuning.heats import Heats, heats, seconds
 from csgmv.tuning.progress import Progress
@@ -26,16 +27,32 @@ from csgmv.tuning.rig import Gpu, Rig, spare_processes
 
 NO_GPU = 2
 FAILED = 1
+EXAMPLES = {
+    "csgmv cross --dry-run": "How many timings there are, and how long they take.",
+    "csgmv cross --time-budget 540": "What nine minutes allow, rows that the fallback lends first; again to go on.",
+}
+STATUSES = {FAILED: "some rows do not work at some keys"}
 _SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv cross`."""
     add = parser.add_argument
-    add("--configs", type=Path, default=Path("configs"), metavar="FOLDER", help="of raw results (%(default)s)")
-    add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
-    add("--seed", type=int, default=0, help="of the random tensors (%(default)s)")
+    add("--configs", type=Path, default=Path("configs"), metavar="FOLDER", help="of raw results")
+    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
+    add(
+        "--processes",
+        type=whole(1),
+        metavar="N",
+        help="processes that compile (default: as many as processors, less two)",
+    )
+    add(
+        "--seed",
+        type=whole(0, 2**63 - 1),
+        metavar="N",
+        default=0,
+        help="of the random tensors (default: %(default)s)",
+    )
     add("--dry-run", action="store_true", help="say what there is to be timed and how long it takes; no GPU needed")
 
 
@@ -54,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
                 print(*_planned(choice, where), sep="\n")
         return 0
     if not torch.cuda.is_available():
-        print("csgmv cross: needs a GPU, and torch finds none (--dry-run works without)", file=sys.stderr)
+        print(f"csgmv cross: {no_gpu.told()}; --dry-run works without", file=sys.stderr)
         return NO_GPU
     started = time.monotonic()
     deadline = None if args.time_budget is None else started + args.time_budget

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from csgmv import columns, dispatch, fallback, figures, files, launch, records, rules, shares
+from csgmv import columns, dispatch, fallback, figures, files, launch, layer_options, no_gpu, records, rules, shares
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.coverage import target
+from csgmv.option_types import number, version, whole
 from csgmv.tuning.crossing import Crossing
 from csgmv.tuning.plan import Keys
 from csgmv.tuning.progress import Progress
@@ -33,36 +34,53 @@ from csgmv.tuning.tuner import tune
 NO_GPU = 2
 WORSE = 1
 MARKER = "spot-check"
-EPILOG = (
-    "exit status: 0 if the losses are within --median and --percentile-95 and no key is slower than with the built-in "
-    f"default by more than the noise, else {WORSE}; {NO_GPU} without a GPU."
-)
+EXAMPLES = {
+    "csgmv spot-check --dry-run": "Which keys, and what serves them.",
+    "csgmv spot-check --keys 100 --time-budget 540": "Measure what nine minutes allow; again to go on.",
+    "csgmv spot-check --tell --gpu H200 --triton 3.6.0 --markdown": "What was found, without a GPU.",
+}
+STATUSES = {
+    0: "losses within --median and --percentile-95, no key slower than with the default beyond the noise",
+    WORSE: "some loss is larger, or some key slower than that",
+}
 _SEARCHING = 0.9  # the share of a time budget after which no further key is searched: timing side by side is quick
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv spot-check`."""
-    parser.epilog = EPILOG
     add = parser.add_argument_group("what to draw from").add_argument
-    add("--models", nargs="+", default=MODELS, metavar="NAME", help=f"hub names or folders ({' '.join(MODELS)})")
-    add("--ranks", type=int, nargs="+", default=RANKS, metavar="N", help=f"({' '.join(map(str, RANKS))})")
-    add("--tp", type=int, nargs="+", default=TP, metavar="N", help=f"tensor-parallel sizes ({' '.join(map(str, TP))})")
-    add("--ops", nargs="+", choices=rules.OPS, default=("add_lora",), help="operations (add_lora)")
-    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor (%(default)s)")
-    add("--keys", type=int, default=100, metavar="N", help="how many to draw (%(default)s)")
-    add("--seed", type=int, default=0, help="of the draw and of the random tensors (%(default)s)")
+    add(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help="names of well-known models or on the hub, or folders",
+    )
+    add("--ranks", type=whole(1, rules.MAX_RANK), nargs="+", default=RANKS, metavar="N", help="of the adapters")
+    add("--tp", type=whole(1), nargs="+", default=TP, metavar="N", help="tensor-parallel sizes, in GPUs")
+    add("--ops", nargs="+", choices=rules.OPS, default=("add_lora",), metavar="OP", help=layer_options.OPS)
+    add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor")
+    add("--keys", type=whole(1), default=100, metavar="N", help="how many to draw")
+    seeded = "of the draw and of the random tensors (default: %(default)s)"
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", default=0, help=seeded)
     add = parser.add_argument_group("how").add_argument
-    add("--out", type=Path, default=Path("spot-check"), metavar="FOLDER", help="where records go (%(default)s)")
-    add("--time-budget", type=float, metavar="SECONDS", help="stop after so long; run again to go on")
-    add("--processes", type=int, metavar="N", help="processes that compile (as many as processors, less two)")
+    add("--out", type=Path, default=Path("spot-check"), metavar="FOLDER", help="where records go")
+    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
+    add(
+        "--processes",
+        type=whole(1),
+        metavar="N",
+        help="processes that compile (default: as many as processors, less two)",
+    )
     add("--dry-run", action="store_true", help="list the keys and what serves them, measure nothing")
     add("--tell", action="store_true", help="measure nothing, tell what FOLDER holds of the keys")
-    add("--gpu", metavar="NAME", help="without measuring: a GPU of the table, or part of its name (this machine's)")
-    add("--triton", metavar="VERSION", help="without measuring: a Triton version (the installed one)")
+    add("--gpu", metavar="NAME", help="without measuring: a GPU of the table, or part of its name (default: this one)")
+    installed = "without measuring: a Triton version (default: the installed one)"
+    add("--triton", type=version, metavar="VERSION", help=installed)
     output = parser.add_argument_group("output")
     add = output.add_argument
-    add("--median", type=float, default=5.0, metavar="PERCENT", help="that may be lost (%(default)g)")
-    add("--percentile-95", type=float, default=20.0, metavar="PERCENT", help="that may be lost (%(default)g)")
+    add("--median", type=number(), default=5.0, metavar="PERCENT", help="that may be lost")
+    add("--percentile-95", type=number(), default=20.0, metavar="PERCENT", help="that may be lost")
     form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every key, as JSON")
     form.add_argument("--markdown", action="store_true", help="a line a model")
@@ -75,23 +93,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, search, time and tell; the exit status is that of EPILOG.
+    """Draw, search, time and tell; the exit status is one of STATUSES.
 
     Raises:
         ValueError: the options do not fit together, name no model or GPU, or there is nothing to tell.
     """
     if args.into is not None and not args.markdown:
         raise ValueError("--into: expected together with --markdown")
+    if args.tell and args.dry_run:
+        raise ValueError("--tell: expected without --dry-run")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out: expected a folder, got {args.out}")
     measures = not args.tell and not args.dry_run
     if measures and (not torch.cuda.is_available() or launch.INTERPRETED):
-        print(
-            "csgmv spot-check: needs a GPU, and torch finds none (--tell and --dry-run work without)", file=sys.stderr
-        )
+        print(f"csgmv spot-check: {no_gpu.told()}; --tell and --dry-run work without", file=sys.stderr)
         return NO_GPU
     where = target(None if measures else args.gpu, None if measures else args.triton)
     asked = Asked(args.models, args.ranks, args.tp, args.ops, args.dtype)
     left_out = (lambda text: print(f"left out: {text}", file=sys.stderr)) if not args.tell else (lambda _: None)
     spots = list(itertools.islice(drawn(asked, where, dispatch.tables(), args.seed, left_out), args.keys))
+    if not spots:
+        raise ValueError("--models: expected some whose layers launch what the table has no row for, got none")
     if args.dry_run:
         print(*(_listed(spot) for spot in spots), f"{len(spots)} keys", sep="\n")
         return 0
