@@ -24,8 +24,8 @@ PUBLIC = dict(pages.objects())
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 README = Path(__file__).parents[1] / "README.md"
-_SHAPE = re.compile(r"\[[a-z*]|shape")
-_DTYPE = re.compile(r"dtype|fp16|bf16|fp32|(u?int|float)\d*|integers|floats|as for `")
+_SHAPE = re.compile(r"\[[a-z1*]|shape")
+_DTYPE = re.compile(r"dtype|bool|fp16|bf16|fp32|(u?int|float)\d*|integers|floats|as for `")
 
 
 def told(value: object, section: str) -> dict[str, str]:

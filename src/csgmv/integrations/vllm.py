@@ -100,8 +100,8 @@ def lora_expand(
         lora_b_weights: of each slice [num_loras, width, rank] or [num_loras, 1, width, rank], fp16 or bf16, contiguous;
             widths may differ.
         output_tensor: [num_tokens, at least offset_start + all widths], the weights' dtype; rows may be strided.
-        token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids: as
-            for `lora_shrink`.
+        token_lora_mapping, token_indices_sorted_by_lora_ids: as for `lora_shrink`.
+        num_tokens_per_lora, lora_token_start_loc, lora_ids: as for `lora_shrink`.
         no_lora_flag_cpu, num_active_loras: as for `lora_shrink`.
         offset_start: column of output_tensor at which the first slice begins; the others follow.
         add_inputs: whether output_tensor is added to, or what it holds in those columns is replaced.
