@@ -38,25 +38,29 @@ _WINNERS = (
 
 def _heat(
     panel: Axes,
-    columns: Sequence[object],
-    rows: Sequence[object],
+    size: tuple[int, int],
     values: Mapping[tuple[int, int], float],
     shown: Callable[[float], str],
     colours: Colormap,
     norm: Normalize,
 ) -> None:
-    """Cells by (column, row) from the lower left, each with its value in it; grey where there is none."""
-    matrix = [[values.get((x, y), math.nan) for x in range(len(columns))] for y in range(len(rows))]
+    """So many columns and rows of cells, by (column, row) from the lower left: each with its value, or grey without."""
+    matrix = [[values.get((x, y), math.nan) for x in range(size[0])] for y in range(size[1])]
     panel.pcolormesh(matrix, cmap=colours, norm=norm, edgecolors="white", linewidth=1)
     for (x, y), value in values.items():
         red, green, blue, _ = colours(norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         colour = "white" if dark else canvas.INK
         panel.text(x + 0.5, y + 0.5, shown(value), ha="center", va="center", fontsize=7, color=colour)
-    slanted = max(map(len, map(str, columns))) > 4
-    panel.set_xticks([at + 0.5 for at in range(len(columns))], [*map(str, columns)], rotation=90 if slanted else 0)
-    panel.set_yticks([at + 0.5 for at in range(len(rows))], [*map(str, rows)])
     canvas.plain(panel)
+
+
+def _name(panels: Sequence[Axes], columns: Sequence[object], rows: Sequence[object]) -> None:
+    """Names the cells of panels that share their axes: once for all, since each naming goes through all of them."""
+    panels[0].set_xticks([at + 0.5 for at in range(len(columns))], [*map(str, columns)])
+    panels[0].set_yticks([at + 0.5 for at in range(len(rows))], [*map(str, rows)])
+    for panel in panels:
+        panel.tick_params(axis="x", labelrotation=90 if max(map(len, map(str, columns))) > 4 else 0)
 
 
 def _grid(figure: Figure, rows: int, used: Sequence[tuple[int, int]], sharex: Literal["all", "col"]) -> list[Axes]:
@@ -99,8 +103,9 @@ def speedup_maps(chapter: Chapter, op: str) -> list[Picture]:
                 for finding in layers[name]
                 if finding.speedup is not None
             }
-            _heat(panel, buckets, chunk_sizes, values, "{:.1f}".format, colours, norm)
+            _heat(panel, (len(buckets), len(chunk_sizes)), values, "{:.1f}".format, colours, norm)
             canvas.title(panel, name)
+        _name(panels, buckets, chunk_sizes)
         figure.supxlabel("segments", fontsize=8, color=canvas.INK)
         figure.supylabel("chunk size", fontsize=8, color=canvas.INK)
         made.append(canvas.picture(canvas.numbered(f"speed-up-{op}", number), _MAP.format(op), figure))
@@ -174,17 +179,20 @@ def sweeps(chapter: Chapter, op: str) -> list[Picture]:
     for number, rows in enumerate(canvas.parts(every, canvas.PANELS)):
         figure = canvas.blank(0.75 + _height(len(rows), len(warps)))
         used = [(at, column) for at, row in enumerate(rows) for column in range(len(row))]
-        for panel, (at, column) in zip(_grid(figure, len(rows), used, "col"), used):
+        panels = _grid(figure, len(rows), used, "col")
+        for panel, (at, column) in zip(panels, used):
             title, found = rows[at][column]
             there = axes[column]
             values = {there.at(place): slowdown for place, slowdown in found.slowdowns.items()}
-            _heat(panel, there.columns, warps, values, _percent_slower, colours, norm)
+            _heat(panel, (len(there.tiles), len(warps)), values, _percent_slower, colours, norm)
             if found.winner:
                 corner = there.at(found.winner)
                 panel.add_patch(
                     Rectangle(corner, 1, 1, fill=False, edgecolor=canvas.ALARM, linewidth=1.8, clip_on=False)
                 )
             canvas.title(panel, title)
+        for column in {column for _, column in used}:
+            _name([panel for panel, (_, its) in zip(panels, used) if its == column], axes[column].columns, warps)
         figure.supylabel("warps", fontsize=8, color=canvas.INK)
         made.append(canvas.picture(canvas.numbered(f"landscape-{op}", number), _SWEEPS.format(op), figure))
     return made
@@ -204,7 +212,8 @@ def where_winners_lie(chapter: Chapter) -> list[Picture]:
     for panel, (name, counts) in zip(panels, counted.items()):
         values = {axes.at(place): float(count) for place, count in counts.items()}
         norm = LogNorm(1, max(2, *counts.values()))
-        _heat(panel, axes.columns, axes.warps, values, "{:.0f}".format, canvas.colours(_COUNTS), norm)
+        _heat(panel, (len(axes.tiles), len(axes.warps)), values, "{:.0f}".format, canvas.colours(_COUNTS), norm)
         canvas.title(panel, name)
+    _name(panels, axes.columns, axes.warps)
     figure.supylabel("warps", fontsize=8, color=canvas.INK)
     return [canvas.picture("winners", _WINNERS, figure)]
