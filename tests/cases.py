@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from csgmv import config as configs
-from csgmv import dispatch, rules
+from csgmv import dispatch, fallback, rules
 from csgmv.tuning import space
 
 MIXES = ("random", "runs", "prompts", "turns", "one", "some", "none")
@@ -210,7 +210,7 @@ def _rank(draw: random.Random, max_rank: int) -> int:
 def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) -> rules.Row:
     """A config from the kind's source, cut down to what the device can run."""
     if kind.source == "a row":
-        tuned = (item for rows in dispatch.tables().rows.values() for item in rows.items())
+        tuned = (item for rows in dispatch.tables().rows.values() for item in fallback.flat(rows).items())
         row = draw.choice([row for key, row in tuned if key[0] == kind.op and row])
     elif kind.source == "the default":
         row = configs.to_row(configs.default_config(kind.key, limits))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import csgmv
 import interpreting
 from batches import DEVICE, DTYPES
-from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, dispatch, launch, rules
+from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, dispatch, fallback, launch, rules
 from csgmv.config import to_row
 
 RANKS, SCALINGS, MAX_RANK = [48, 64, 20], [0.5, -1.25, 2.0], 64
@@ -46,8 +46,8 @@ def uneven_table() -> dispatch.Table:
                 dims = 0 if op == "expand" else INPUT_DIM, () if op == "shrink" else WIDTHS
                 for dtype in rules.DTYPE_BYTES:
                     key = rules.Key(op, *dims, MAX_RANK, len(WIDTHS), dtype, chunk_size, bucket)
-                    rows[tuple(key)] = to_row(config)
-    return {(where.gpu, where.triton): rows}
+                    rows[key] = to_row(config)
+    return {(where.gpu, where.triton): fallback.by_layer(rows)}
 
 
 @pytest.fixture(autouse=True)

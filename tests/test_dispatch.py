@@ -213,7 +213,7 @@ def test_other_tables_serve_for_a_while() -> None:
     row = (16, 32, 64, 1, 2, 4, 3, None, False)
     key = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
     device = torch.device("cpu")
-    with tables(fallback.Tables({("GPU", "3.6.0"): {key: row}})):
+    with tables(fallback.Tables({("GPU", "3.6.0"): fallback.by_layer({key: row})})):
         before = dispatch.choose(key, device)
         launch.remember(("mine",), "plan")
         untuned = dispatch.Instead(fallback.Tables({("GPU", "3.6.0"): {}}))

@@ -94,7 +94,9 @@ def test_options_say_what_is_missing(tmp_path: Path) -> None:
     folder = str(adapter(tmp_path))
     with pytest.raises(ValueError, match=r"--adapter: expected --model too, since .* does not name its model"):
         layer_options.layers(parsed("--adapter", folder))
-    with pytest.raises(ValueError, match=r"--rank: expected a number, since there is no --adapter, got none"):
+    with pytest.raises(
+        ValueError, match=r"--rank: expected the adapters' rank, .* since there is no --adapter, got none"
+    ):
         layer_options.rank(parsed("--layer", "o:96:96"))
     with pytest.raises(ValueError, match=r"--rank: expected at least 8, the rank of .*, got 4"):
         layer_options.rank(parsed("--adapter", folder, "--rank", "4"))

@@ -204,8 +204,8 @@ def _of_an_open_one(call: Any) -> Any:
     return called
 
 
-def _used(many: MultiLoRA, batch: Any) -> None:
-    with many.use(batch):
+def _used(many: MultiLoRA, batch: Any, **given: Any) -> None:
+    with many.use(batch, **given):
         pass
 
 
@@ -321,11 +321,20 @@ _MULTI = Subject(
     call=_closed_after,
 )
 _METHODS = [
-    Subject(MultiLoRA.use, lambda: dict(batch=["a", None]), {"batch": _NAMES}, call=_of_an_open_one(_used)),
+    Subject(
+        MultiLoRA.use,
+        lambda: dict(batch=["a", None]),
+        {"batch": _NAMES, "chunk_size": whole("chunk_size", 0, optional=True)},
+        call=_of_an_open_one(_used),
+    ),
     Subject(
         MultiLoRA.static,
         lambda: dict(rows=2, tokens=1),
-        {"rows": whole("rows", 0), "tokens": whole("tokens", 0)},
+        {
+            "rows": whole("rows", 0),
+            "tokens": whole("tokens", 0),
+            "chunk_size": whole("chunk_size", 0, optional=True),
+        },
         call=_of_an_open_one(lambda many, **given: many.static(**given)),
     ),
     Subject(
