@@ -22,7 +22,7 @@ sys.path[:0] = {paths!r}
 import torch, triton
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-for _ in range(15):
+for _ in range(80):
     start, before = time.process_time(), resident()
     from csgmv import AddLoraConfig, Segments, dispatch, explain
     dispatch.table()
@@ -49,7 +49,7 @@ def test_a_large_table_is_quick_to_import(tmp_path: pathlib.Path) -> None:
     script = IMPORT.format(paths=[str(tmp_path), *sys.path])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=inherited)
     measured = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
-    assert len(measured) == 15
+    assert len(measured) == 80
     assert {rows for *_, rows in measured} == {10_000}
     assert min(seconds for seconds, *_ in measured) <= 0.030  # the least: whoever else is on the machine only adds
     assert measured[0][1] <= 20e6  # later ones find room that the first has left

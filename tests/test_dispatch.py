@@ -149,8 +149,9 @@ def test_wrappers_take_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_missing_table_means_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel built without its hook still runs."""
     monkeypatch.setitem(sys.modules, "csgmv._tuned_table", None)
-    assert dispatch.table() == {}
-    assert dispatch.resolve(KEY, HERE, dispatch.tables()).config == ShrinkConfig()
+    with tables():
+        assert dispatch.table() == {}
+        assert dispatch.resolve(KEY, HERE, dispatch.tables()).config == ShrinkConfig()
 
 
 def test_a_config_that_the_device_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
