@@ -22,7 +22,7 @@ from . import refit, rules
 from .rules import Key, Row
 
 # A table holds rows by what keys say of the layer, then by what they say of the batch: with whole keys 10,000 rows take
-# almost three times as long to import, and each row of a layer that is too far away has to be looked at.
+# longer to import (tests/test_codegen_import.py), and each row of a layer that is too far away has to be looked at.
 Layer = tuple[str, int, tuple[int, ...], int, int, str]  # op, input_dim, slice_widths, max_rank, num_slices, dtype
 Batch = tuple[int, int]  # chunk_size, segment_bucket
 Rows = Mapping[Layer, Mapping[Batch, "Row | None"]]
