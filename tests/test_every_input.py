@@ -24,16 +24,7 @@ from csgmv.cli import _ours
 from csgmv.integrations import lora_batch_info, sglang
 from csgmv.integrations.row_batches import StaticBatch
 from csgmv.integrations.transformers import MultiLoRA
-from laid import tables
 from wrong import Case, From, Subject, tensors
-
-
-@pytest.fixture(autouse=True)
-def afterwards_as_before() -> Iterator[None]:
-    """What a right call lays over the tables is gone with the test."""
-    with tables():
-        yield
-
 
 CLASSES = csgmv.Segments, MultiLoRA
 MODULES = sglang, lora_batch_info, models

@@ -19,8 +19,8 @@ import triton
 
 from csgmv import columns, dispatch, kernel_hash, layer_options, misses, no_gpu, overlay, rules
 from csgmv.baking.collect import collect
-from csgmv.option_types import number, whole
-from csgmv.tuning import fleet, model, space
+from csgmv.option_types import whole
+from csgmv.tuning import fleet, model, run_options, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.tuner import Step, Summary, tune
 
@@ -78,27 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="just the keys in a file that csgmv.record_misses wrote, instead of all the above",
     )
     add("--stale", action="store_true", help="just the keys in FOLDER that were measured with other kernels than these")
-    add = parser.add_argument_group("how").add_argument
+    how = parser.add_argument_group("how")
+    add = how.add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go")
-    add(
-        "--time-budget",
-        type=number(),
-        metavar="SECONDS",
-        help="begin no key after so long; the same command goes on with the rest (default: no limit)",
-    )
-    add(
-        "--processes",
-        type=whole(1),
-        metavar="N",
-        help="processes that compile for a GPU (default: as many as processors, less two)",
-    )
-    add(
-        "--seed",
-        type=whole(0, 2**63 - 1),
-        metavar="N",
-        default=0,
-        help="of the random tensors (default: %(default)s)",
-    )
+    run_options.add_arguments(how)
     add("--force", action="store_true", help="measure also what was measured already")
     add("--then-load", action="store_true", help="load all results in FOLDER and say which keys launch with their own")
     add(

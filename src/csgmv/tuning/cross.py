@@ -18,7 +18,7 @@ import torch
 from csgmv import no_gpu, rules
 from csgmv.baking.choose import Choice, Target, choose
 from csgmv.baking.collect import Collected, collect
-from csgmv.option_types import number, whole
+from csgmv.tuning import run_options
 from csgmv.tuning.crossing import Crossing, Summary
 from csgmv.tuning.heats import Heats, heats, seconds
 from csgmv.tuning.progress import Progress
@@ -39,20 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv cross`."""
     add = parser.add_argument
     add("--configs", type=Path, default=Path("configs"), metavar="FOLDER", help="of raw results")
-    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
-    add(
-        "--processes",
-        type=whole(1),
-        metavar="N",
-        help="processes that compile (default: as many as processors, less two)",
-    )
-    add(
-        "--seed",
-        type=whole(0, 2**63 - 1),
-        metavar="N",
-        default=0,
-        help="of the random tensors (default: %(default)s)",
-    )
+    run_options.add_arguments(parser)
     add("--dry-run", action="store_true", help="say what there is to be timed and how long it takes; no GPU needed")
 
 

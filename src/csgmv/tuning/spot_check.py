@@ -23,6 +23,7 @@ from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.coverage import target
 from csgmv.option_types import number, version, whole
+from csgmv.tuning import run_options
 from csgmv.tuning.crossing import Crossing
 from csgmv.tuning.plan import Keys
 from csgmv.tuning.progress import Progress
@@ -61,17 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ops", nargs="+", choices=rules.OPS, default=("add_lora",), metavar="OP", help=layer_options.OPS)
     add("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor")
     add("--keys", type=whole(1), default=100, metavar="N", help="how many to draw")
-    seeded = "of the draw and of the random tensors (default: %(default)s)"
-    add("--seed", type=whole(0, 2**63 - 1), metavar="N", default=0, help=seeded)
-    add = parser.add_argument_group("how").add_argument
+    how = parser.add_argument_group("how")
+    add = how.add_argument
     add("--out", type=Path, default=Path("spot-check"), metavar="FOLDER", help="where records go")
-    add("--time-budget", type=number(), metavar="SECONDS", help="stop after so long; run again to go on")
-    add(
-        "--processes",
-        type=whole(1),
-        metavar="N",
-        help="processes that compile (default: as many as processors, less two)",
-    )
+    run_options.add_arguments(how, "the draw and the random tensors")
     add("--dry-run", action="store_true", help="list the keys and what serves them, measure nothing")
     add("--tell", action="store_true", help="measure nothing, tell what FOLDER holds of the keys")
     add("--gpu", metavar="NAME", help="without measuring: a GPU of the table, or part of its name (default: this one)")
