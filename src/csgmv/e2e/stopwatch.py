@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,18 @@ METHOD = (
 )
 
 
+class _Replay(NamedTuple):
+    """A captured call."""
+
+    graph: torch.cuda.CUDAGraph
+    result: torch.Tensor
+    call: Call
+
+    def __call__(self) -> torch.Tensor:
+        self.graph.replay()
+        return self.result
+
+
 class Stopwatch:
     """Times what runs on one GPU."""
 
@@ -24,7 +37,8 @@ class Stopwatch:
     def captured(self, call: Call) -> Call:
         """A call that replays what this one launches, as a CUDA graph. The call is made once beforehand.
 
-        What it returns is the same tensor each time, with what the last replay wrote.
+        What it returns is the same tensor each time, with what the last replay wrote. It keeps the call, whose tensors
+        the graph reads without holding them.
         """
         current = torch.cuda.current_stream(self._device)
         stream = torch.cuda.Stream(self._device)
@@ -36,11 +50,7 @@ class Stopwatch:
         with torch.cuda.graph(graph):
             result = call()
 
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return result
-
-        return replay
+        return _Replay(graph, result, call)
 
     def medians(self, calls: Sequence[Call]) -> list[float]:
         """Milliseconds of each call."""
