@@ -180,20 +180,23 @@ def expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Tens
 
     The latter is what a row's norm comes to where the products of a sum are of random signs. Where there are few of
     them, or few columns, they may cancel each other, and the rounding of each is no longer small beside the result.
+    add_lora's h is such a sum itself, in float32: of rank 1 it is all that there is, and may be next to nothing.
     """
     inputs, a, b = operands.inputs.tensor, operands.lora_a.tensor, operands.lora_b.tensor
     segments, offsets = operands.segments, (0, *itertools.accumulate(case.widths))
     padded, squared = case.padded, dataclasses.replace(operands.segments, scalings=operands.segments.scalings**2)
-    h = inputs
+    h, h_squared = inputs, inputs.float() ** 2
     if case.op != "expand":
         h = reference.lora_shrink(inputs, a, segments, len(case.widths), padded=padded)
+        h_sizes = reference.lora_shrink(h_squared, a.float() ** 2, segments, len(case.widths), padded=padded).sqrt()
         if case.op == "shrink":
-            squares = inputs.float() ** 2, a.float() ** 2
-            return h, reference.lora_shrink(*squares, segments, len(case.widths), padded=padded).sqrt()
+            return h, h_sizes
         h = h.to(inputs.dtype)
+        in_float32 = TOLERANCE[torch.float32] / TOLERANCE[inputs.dtype]  # of what `judge` grants
+        h_squared = torch.maximum(h.float().abs(), in_float32 * h_sizes) ** 2
     base = output.before()
     result = reference.lora_expand(h, b, segments, offsets, base, padded=padded)
-    sizes = reference.lora_expand(h.float() ** 2, b.float() ** 2, squared, offsets, base.float() ** 2, padded=padded)
+    sizes = reference.lora_expand(h_squared, b.float() ** 2, squared, offsets, base.float() ** 2, padded=padded)
     return result, sizes.sqrt()
 
 
