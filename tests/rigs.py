@@ -24,7 +24,7 @@ HERE = Site("NVIDIA H200", "3.6.0", H200, dataclasses.replace(RUN, kernel_hash=k
 class StillRig:
     """A rig in this process, whose bench and farm the test has made."""
 
-    resource = "GPU"
+    resource, threads = "GPU", 1
 
     def __init__(self, bench: Bench, farm: Farm | None = None, site: Site = HERE) -> None:
         self._bench, self._farm, self._site = bench, farm or Farm(), site
@@ -47,7 +47,7 @@ class HashRig:
     killed there: (slices, configs).
     """
 
-    resource = "CPU"
+    resource, threads = "CPU", 1  # the same order each time
 
     def __init__(self, traces: Path, pause: float = 0.0, fatal: tuple[int, int] = (0, 0)) -> None:
         self._traces, self._pause, self._fatal = traces, pause, fatal

@@ -14,7 +14,7 @@ from csgmv import dispatch, fallback, kernel_hash, misses, record_misses, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import command, fleet
 from csgmv.tuning.plan import Keys, Plan
-from csgmv.tuning.tuner import Step, Summary
+from csgmv.tuning.session import Step, Summary
 from fabricated import LLAMA, document, put, record
 from laid import tables
 
@@ -53,7 +53,7 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
 
     def tune(plan, folder, **options):  # type: ignore[no-untyped-def]
         seen.update(plan=plan, folder=folder, **options)
-        for step in (Step(plan.tasks()[0], None, 1, 5),):
+        for step in (Step(plan.tasks()[0], None, 1, 10), Step(plan.tasks()[0], None, 2, 10, again=True)):
             options["report"](step)
         return Summary(tuned=3, fresh=2, failed=1, left=4)
 
@@ -70,7 +70,8 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
     assert (seen["folder"], seen["time_budget"], seen["force"]) == (tmp_path / "c", 7.5, True)
     assert status == 1
     captured = capsys.readouterr()
-    assert "[1/5] expand   16 → 8, bfloat16" in captured.out
+    assert "[1/10] expand   16 → 8, bfloat16" in captured.out
+    assert "[2/10]" not in captured.out  # nothing to tell
     assert "no config works" in captured.out
     assert "3 keys tuned" in captured.out
     assert "4 keys are left" in captured.out

@@ -14,8 +14,9 @@ import pytest
 
 from csgmv import checks, files, records
 from csgmv.models import LayerShape
+from csgmv.tuning.agenda import schedule
 from csgmv.tuning.plan import Plan
-from csgmv.tuning.tuner import Session, Summary, schedule
+from csgmv.tuning.session import Session, Summary
 from searching import H200, Farm, HashBench, archive
 
 LAYERS = (LayerShape("o", 96, (48,)), LayerShape("down", 176, (48,)), LayerShape("gate_up", 96, (64, 64)))

@@ -9,8 +9,9 @@ import torch
 
 from batches import DEVICE
 from csgmv import measure, rules
+from csgmv.tuning import lab as lab_module
 from csgmv.tuning import space
-from csgmv.tuning.lab import Lab, WrongResult, ragged_batch
+from csgmv.tuning.lab import Lab, Screening, WrongResult, ragged_batch
 from csgmv.tuning.plan import Batch, Task
 from csgmv.workload import Workload
 
@@ -119,3 +120,38 @@ def test_copies_exceed_the_cache_within_bounds(monkeypatch: pytest.MonkeyPatch) 
     assert measure.num_copies(1_000, CPU) == 64
     assert measure.num_copies(10_000_000, CPU) == 15
     assert measure.num_copies(800_000_000, CPU) == 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ((70.0, 10.0, 11.0), Screening(11.0, 9, False)),  # the first one was hit by something
+        ((10.0, 70.0, 11.0), Screening(11.0, 9, False)),
+        ((40.0, 30.0), Screening(30.0, 6, True)),
+    ],
+    ids=["a bad first", "a bad second", "both are slow"],
+)
+def test_one_bad_sample_does_not_end_a_screening(
+    samples: tuple[float, ...], expected: Screening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two have to be above the mark, and the lesser counts then; else it is the median of three."""
+    left = iter(samples)
+
+    class Graph:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def sample(self) -> float:
+            return next(left)
+
+    monkeypatch.setattr(measure, "ColdGraph", Graph)
+    monkeypatch.setattr(lab_module, "_UPLOAD_SHOWS_US", 0.0)
+    lab = Lab(HERE)
+    monkeypatch.setattr(lab, "_calls", lambda *_: [lambda: None] * 3)
+    task = Task(KEYS[0], (Batch(40, 5, 5),))
+    row = space.default_row(KEYS[0], LIMITS)
+    assert row is not None
+    screening = lab.screen(task, row, 20.0)
+    assert screening.p50_us == pytest.approx(expected.p50_us)
+    assert screening[1:] == expected[1:]
+    assert next(left, None) is None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -16,7 +16,8 @@ METHOD = (
 )
 
 
-class _Replay(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Replay:
     """A captured call."""
 
     graph: torch.cuda.CUDAGraph

@@ -14,6 +14,7 @@ at each key: heats says which, crossing runs them), spot_check (keys that were n
 """
 
 from csgmv.tuning.plan import Keys, Plan, Task
-from csgmv.tuning.tuner import Step, Summary, tune
+from csgmv.tuning.session import Step, Summary
+from csgmv.tuning.tuner import tune
 
 __all__ = ["Keys", "Plan", "Step", "Summary", "Task", "tune"]

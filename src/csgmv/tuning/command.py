@@ -22,7 +22,8 @@ from csgmv.baking.collect import collect
 from csgmv.option_types import whole
 from csgmv.tuning import fleet, model, run_options, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
-from csgmv.tuning.tuner import Step, Summary, tune
+from csgmv.tuning.session import Step, Summary
+from csgmv.tuning.tuner import tune
 
 NO_GPU = 2
 FAILED = 1
@@ -232,19 +233,20 @@ def _describe(task: Task) -> str:
 
 
 def _outcome(step: Step) -> str:
-    """One line on a key: default, best, and what that gains."""
+    """One line on a key: default, best, and what that gains; empty where a second look has changed nothing."""
     if step.record is None:
-        return f"{_describe(step.task)}: no config works"
+        return "" if step.again else f"{_describe(step.task)}: no config works"
+    which = f"{_describe(step.task)}{', second look' if step.again else ''}"
     best = min(finalist.p50_us for finalist in step.record.finalists)
     if step.record.default is None:
-        return f"{_describe(step.task)}: {best:.2f} us (the default does not run)"
+        return f"{which}: {best:.2f} us (the default does not run)"
     default = step.record.default.p50_us
-    return f"{_describe(step.task)}: {default:.2f} → {best:.2f} us, {default / best:.2f}x"
+    return f"{which}: {default:.2f} → {best:.2f} us, {default / best:.2f}x"
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[Step], None]]:
-    """A bar with an estimate on a terminal where rich is installed; otherwise, or on a dumb one, a line a key."""
+    """A bar with an estimate on a terminal where rich is installed; otherwise, or on a dumb one, a line a search."""
     try:
         from rich.progress import (
             BarColumn,
@@ -259,7 +261,12 @@ def _progress() -> Iterator[Callable[[Step], None]]:
     else:
         rich = columns.rewritable(sys.stdout)
     if not rich:
-        yield lambda step: print(f"[{step.done}/{step.total}] {_outcome(step)}", flush=True)
+
+        def told(step: Step) -> None:
+            if line := _outcome(step):
+                print(f"[{step.done}/{step.total}] {line}", flush=True)
+
+        yield told
         return
     bar = Progress(
         TextColumn("tuning"),
@@ -274,6 +281,7 @@ def _progress() -> Iterator[Callable[[Step], None]]:
 
         def report(step: Step) -> None:
             bar.update(task, completed=step.done, total=step.total)
-            bar.console.print(_outcome(step), highlight=False)
+            if line := _outcome(step):
+                bar.console.print(line, highlight=False)
 
         yield report

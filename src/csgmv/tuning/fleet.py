@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 from csgmv import rules
 from csgmv.kernel_hash import kernel_hash
+from csgmv.tuning.agenda import Agenda, schedule
 from csgmv.tuning.plan import Keys, Plan, Task, family
 from csgmv.tuning.record import Archive, Record
 from csgmv.tuning.rig import Gpu, Rig, Site, spare_processes
-from csgmv.tuning.tuner import Agenda, Report, Session, Step, Summary, lent, schedule
+from csgmv.tuning.session import Report, Session, Step, Summary
+from csgmv.tuning.tuner import lent
 
 UNITS_A_WORKER = 2  # at least, where there are keys for so many: who is done early takes another
 RETRIES = 3  # of a unit whose worker is lost
@@ -232,12 +234,13 @@ class _Unit(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """A key that is done."""
+    """A key that is done, or with `again` one that was before, and of which there is a better record."""
 
     unit: int
     task: Task
     record: Record | None
     site: Site
+    again: bool
 
 
 class _Desk:
@@ -280,12 +283,14 @@ def _work(rig: Rig, unit: _Unit, options: Options, desk: Any) -> Summary:
     agenda = schedule([*(task for task, _ in unit.known), *unit.tasks], store, site.device.limits)
 
     def report(step: Step) -> None:
-        ray.get(desk.hand_in.remote(_Result(unit.number, step.task, step.record, site)))
+        if step.record is not None or not step.again:
+            ray.get(desk.hand_in.remote(_Result(unit.number, step.task, step.record, site, step.again)))
 
     own = ray.get_runtime_context().get_node_id()
     (rigs,) = (int(node["Resources"][rig.resource]) for node in ray.nodes() if node["NodeID"] == own)
     with rig.opened(options.seed, options.processes or spare_processes(rigs)) as (bench, farm):
-        return Session(agenda, site.device, bench, farm, store, report, unit.effort, lent(site)).run()
+        lends, threads = lent(site), rig.threads
+        return Session(agenda, site.device, bench, farm, store, report, unit.effort, lends, threads).run()
 
 
 class _Run:
@@ -346,14 +351,14 @@ class _Run:
         self._seen += len(results)
         for result in results:
             place = result.unit, result.task.key
-            if place in self._done:  # handed in without a record, and again by the unit's second run
+            if place in self._done and not result.again:  # without a record, and now by the unit's second run
                 continue
             self._done.add(place)
             if result.record is None:
                 self._failed += 1
             else:
                 self._units[result.unit][0].add(result.site, result.task.key, result.record)
-            self._report(Step(result.task, result.record, len(self._done), self._total()))
+            self._report(Step(result.task, result.record, len(self._done), self._total(), result.again))
 
     def _close(self, unit: Any) -> None:
         """Take a unit's summary; one that was lost for good leaves its keys to the next run."""

@@ -20,13 +20,14 @@ from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.worker import Failure
 
 LEADERS = 4  # keys of a family that have more compiled for them
-STOP_ABOVE = 1.2  # times the best so far: what a first sample may take
+STOP_ABOVE = 1.2  # times the best so far: what the first samples may take
 PROMISING = 1.0  # times the best estimate: what a config that has to be compiled may be expected to take
 ENOUGH = 0.01  # the share of its time that a round must save for another to follow
 
 Outcomes = Mapping[rules.Row, Union[Binary, Failure]]
 Search = Generator[Sequence[rules.Row], Outcomes, None]
 Missing = Callable[[rules.Key, Sequence[rules.Row]], Mapping[rules.Row, int]]
+Lent = Callable[[rules.Key], Sequence[rules.Row]]
 
 
 class Allowance(NamedTuple):
@@ -54,20 +55,24 @@ class Shared:
     begun: Counter[rules.Key] = field(default_factory=Counter)
     pool: dict[rules.Key, dict[rules.Row, None]] = field(default_factory=dict)
     effort: int = 1
-    lent: Callable[[rules.Key], Sequence[rules.Row]] = lambda _: ()
+    lent: Lent = lambda _: ()
 
 
 class Hunt:
     """One key's search under way."""
 
     def __init__(self, task: Task, device: model.Device, bench: Bench, shared: Shared, missing: Missing) -> None:
-        """`missing` tells how many binaries of a row would have to be compiled."""
-        self.ranking = Ranking(space.default_row(task.key, device.limits))
+        """`missing` tells how many binaries of a row would have to be compiled.
+
+        A key that was searched before goes on with its ranking.
+        """
+        known = shared.rankings.get(task.key)
+        self.ranking = Ranking(space.default_row(task.key, device.limits)) if known is None else known
         self.task, self.device, self.shared = task, device, shared
         self._bench, self._missing = bench, missing
         kind = family(task.key)
-        self.leads = shared.begun[kind] < LEADERS
-        shared.begun[kind] += 1
+        self.leads = known is None and shared.begun[kind] < LEADERS
+        shared.begun[kind] += known is None
         self.pool = shared.pool.setdefault(kind, {})
 
     def first(self) -> list[rules.Row]:

@@ -50,9 +50,15 @@ class Site(NamedTuple):
 
 
 class Rig(Protocol):
-    """What tunes on one GPU. See Gpu."""
+    """What tunes on one GPU. See Gpu.
+
+    Attributes:
+        resource: Ray's name for what a rig takes one of.
+        threads: of a session; see session.Session.
+    """
 
     resource: str
+    threads: int
 
     def survey(self, seed: int) -> Site:
         """What there is here; `seed` is that of the records."""
@@ -64,7 +70,8 @@ class Rig(Protocol):
 class Gpu:
     """A GPU of this machine."""
 
-    resource = "GPU"  # Ray's name for what a rig takes one of
+    resource = "GPU"
+    threads = 2  # deciding takes less time than measuring: a third would find nothing to do
 
     def __init__(self, device: torch.device | None = None) -> None:
         """`device` None is the current GPU of the process that asks."""

@@ -1,0 +1,225 @@
+"""A run's searches under way: processes compile for many keys ahead of the one that measures."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from csgmv import rules
+from csgmv.tuning.agenda import Agenda, Store
+from csgmv.tuning.compile import Binary, outcome
+from csgmv.tuning.experience import Experience
+from csgmv.tuning.hunt import Lent, Search, Shared
+from csgmv.tuning.model import Device
+from csgmv.tuning.plan import Task, family
+from csgmv.tuning.race import Bench
+from csgmv.tuning.record import Record
+from csgmv.tuning.rig import Compiling
+from csgmv.tuning.search import search, search_again
+from csgmv.tuning.turns import Turns
+
+AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
+_POLL_SECONDS = 0.02
+
+
+class Step(NamedTuple):
+    """A key's search that is over: the first one, or later the second look at what won elsewhere in the meantime.
+
+    Attributes:
+        task: the key, and what it was timed on.
+        record: what was measured; None where no config could be, or nothing better was found the second time.
+        done, total: searches.
+        again: whether this is the second look.
+    """
+
+    task: Task
+    record: Record | None
+    done: int
+    total: int
+    again: bool = False
+
+
+Report = Callable[[Step], None]
+
+
+class Summary(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        tuned, fresh, failed, left: keys.
+        binaries: compiled for them.
+        measuring: seconds for which the GPU was measuring.
+        waiting: seconds for which it had to wait for compilations.
+    """
+
+    tuned: int
+    fresh: int
+    failed: int
+    left: int
+    binaries: int = 0
+    measuring: float = 0.0
+    waiting: float = 0.0
+
+
+def _lends_nothing(_: rules.Key) -> Sequence[rules.Row]:
+    return ()
+
+
+@dataclass(eq=False)
+class _Running:
+    """A search under way; `search` is set at once."""
+
+    task: Task
+    again: bool
+    compiling: Mapping[rules.Row, Sequence[Future[Binary]]] = field(default_factory=dict)
+    record: Record | None = None
+    begun: bool = False
+    busy: bool = False  # a thread is at it
+    idle: bool = False  # it waits for other searches, not for compilations
+    search: Search = field(init=False)
+
+    def pending(self) -> set[Future[Binary]]:
+        return {future for futures in self.compiling.values() for future in futures if not future.done()}
+
+    def ready(self) -> bool:
+        return not self.busy and not self.idle and not self.pending()
+
+    def has_begun(self) -> bool:
+        return self.begun
+
+
+class Session:
+    """Drives the searches of an agenda: many are under way at once, of which one at a time measures."""
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        device: Device,
+        bench: Bench,
+        farm: Compiling,
+        store: Store,
+        report: Report,
+        effort: int | None = None,
+        lent: Lent = _lends_nothing,
+        threads: int = 1,
+    ) -> None:
+        """`farm` compiles what searches ask for. `effort` None is that of a run of this agenda alone.
+
+        `lent` has rows for a key that are measured whatever else is. With more than one of the `threads`, which decide
+        while another has something measured, the order of the searches is not the same each time.
+        """
+        self._agenda, self._device, self._bench, self._turns = agenda, device, bench, Turns(bench)
+        self._farm, self._store, self._report = farm, store, report
+        self._shared = Shared(
+            Experience(device),
+            {task.key: ranking for task, ranking in agenda.known},
+            effort=agenda.effort() if effort is None else effort,
+            lent=lent,
+        )
+        for task, ranking in agenda.known:
+            if task.key.op != "add_lora":
+                self._shared.experience.learn(task, ranking.screened)
+        wanted = [task for task in agenda.tasks if task.key in agenda.wanted]
+        self._kin: dict[rules.Key, list[rules.Key]] = {}
+        for task in agenda.tasks:
+            self._kin.setdefault(family(task.key), []).append(task.key)
+        self._queue = deque([*map(self._first, agenda.tasks), *map(self._second, wanted)])
+        self._total = 2 * len(wanted)
+        self._running: list[_Running] = []
+        self._records: dict[rules.Key, Record] = {}
+        self._searched = self._done = 0
+        self._waiting = 0.0
+        self._threads, self._over = threads, False
+
+    def run(self, deadline: float | None = None) -> Summary:
+        """Search until every key is done, or the monotonic clock has passed the deadline."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            others = [pool.submit(self._drive, deadline) for _ in range(self._threads - 1)]
+            self._drive(deadline)
+        for other in others:
+            other.result()  # what it raised
+        for one in (*self._running, *self._queue):
+            one.search.close()
+        tuned = len(self._records)
+        return Summary(
+            tuned,
+            self._agenda.fresh,
+            self._searched - tuned,
+            len(self._agenda.wanted) - self._searched,
+            self._farm.binaries,
+            getattr(self._bench, "seconds", 0.0),
+            self._waiting,
+        )
+
+    def _drive(self, deadline: float | None) -> None:
+        """One thread's share of the searches. Whatever it raises ends the others' too."""
+        with self._turns.deciding:
+            try:
+                while not self._over and (self._queue or self._running):
+                    while self._queue and len(self._running) < AT_ONCE:
+                        self._running.append(self._queue.popleft())
+                    if deadline is not None and time.monotonic() >= deadline:
+                        break
+                    ready = min(filter(_Running.ready, self._running), key=_Running.has_begun, default=None)
+                    if ready is None:
+                        self._wait(deadline)
+                    else:
+                        self._advance(ready)
+            except BaseException:
+                self._over = True
+                raise
+
+    def _wait(self, deadline: float | None) -> None:
+        pending = {future for one in self._running for future in one.pending()}
+        alone = not any(one.busy for one in self._running)
+        assert pending or not alone, "searches wait for each other"
+        left = _POLL_SECONDS if deadline is None else max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))
+        begun = time.monotonic()
+        with self._turns.others_decide():
+            if pending:
+                wait(pending, timeout=left, return_when=FIRST_COMPLETED)
+            else:
+                time.sleep(left)
+        if alone:
+            self._waiting += time.monotonic() - begun
+
+    def _first(self, task: Task) -> _Running:
+        one = _Running(task, again=False)
+        save = self._keep(one) if task.key in self._agenda.wanted else None
+        one.search = search(task, self._device, self._turns, self._shared, self._farm.missing, save)
+        return one
+
+    def _second(self, task: Task) -> _Running:
+        one, kin = _Running(task, again=True), self._kin[family(task.key)]
+        found = self._device, self._turns, self._shared, self._farm.missing, self._keep(one)
+        one.search = search_again(task, kin, *found)
+        return one
+
+    def _keep(self, one: _Running) -> Callable[[Task, Record], None]:
+        def save(task: Task, record: Record) -> None:
+            self._store.add(task.key, record)
+            self._records[task.key] = one.record = record
+
+        return save
+
+    def _advance(self, one: _Running) -> None:
+        """Let a search measure what was compiled for it, and ask for what it wants next."""
+        outcomes = {row: outcome(futures) for row, futures in one.compiling.items()} if one.begun else None
+        one.begun = one.busy = True
+        try:
+            rows = one.search.send(outcomes)  # type: ignore[arg-type]
+            one.compiling, one.idle = self._farm.submit(one.task.key, rows), not rows
+        except StopIteration:
+            self._running.remove(one)
+            for other in self._running:
+                other.idle = False
+            if one.task.key in self._agenda.wanted:
+                self._searched += not one.again
+                self._done += 1
+                self._report(Step(one.task, one.record, self._done, self._total, one.again))
+        finally:
+            one.busy = False
