@@ -44,6 +44,7 @@ LIMITS = {
     "gfx942": rules.Limits(64 << 10, registers=4 * 512 * 64),  # AMD's CDNA3 ISA: LDS and vector registers of a CU
 }
 MOST_STACK = 64  # bytes: a register or a few, where the compiler had none to spare
+H200 = "NVIDIA H200", "3.6.0"
 TENSOR_MEMORY = 512  # columns, of compute capability 10.0
 KERNELS = (shrink._shrink_kernel, shrink._sum_partials_kernel, expand._expand_kernel)
 
@@ -61,7 +62,10 @@ def _driver(architecture: str) -> SimpleNamespace:
 
 
 def _become(architecture: str, lent: bool) -> None:
-    """From now on kernels are compiled for this architecture, with the configs of a GPU of it that has no rows."""
+    """From now on kernels are compiled for this architecture, with the configs of a GPU of it that has no rows.
+
+    What is lent to it are an H200's.
+    """
     triton.runtime.driver.set_active(_driver(architecture))
     arguments._check_rows = lambda *_: None  # it refuses tensors on the CPU
     launch._current_device, launch._current_stream = (lambda: -1), (lambda _: 0)
@@ -69,7 +73,8 @@ def _become(architecture: str, lent: bool) -> None:
     where = fallback.Target("another GPU", TRITON, LIMITS[architecture], architecture, 100)
     rows, gpus, defaults = dispatch.tables()
     if lent:
-        gpus, defaults = {gpu: (architecture, sms) for gpu, (_, sms) in gpus.items()}, {architecture: defaults["9.0"]}
+        rows, gpus = {H200: rows[H200]}, {H200[0]: (architecture, gpus[H200[0]][1])}
+        defaults = {architecture: defaults["9.0"]}
     known = fallback.Tables(rows, gpus, defaults)
     dispatch.target, dispatch.device_limits, dispatch.tables = (
         (lambda _: where),

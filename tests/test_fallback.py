@@ -126,7 +126,9 @@ def test_another_version_comes_after_what_the_own_one_knows() -> None:
 
 
 def test_gpus_of_one_architecture_lend() -> None:
-    """The one with the nearest number of SMs first; after all rows of the own one, and never across architectures."""
+    """The one with the nearest number of SMs first; after all rows of the own one, if their numbers of SMs differ; and
+    never across architectures.
+    """
     gpus = {"NVIDIA H200": ("9.0", 132), "NVIDIA H20": ("9.0", 78), "NVIDIA A100": ("8.0", 108)}
     h100 = H200._replace(gpu="NVIDIA H100 PCIe", sm_count=114)
     known = tables(*((gpu, "3.6.0", [SHRINK]) for gpu in gpus), gpus=gpus)
@@ -140,6 +142,27 @@ def test_gpus_of_one_architecture_lend() -> None:
         assert fallback.serve(SHRINK, h100._replace(architecture=architecture), known).step == "default"
     known = tables(("NVIDIA H200", "3.6.0", [SHRINK._replace(segment_bucket=1)]), ("NVIDIA H20", "3.6.0", [SHRINK]))
     assert fallback.serve(SHRINK, H200, known._replace(gpus=gpus)).gpu == "NVIDIA H200"
+
+
+def test_a_gpu_of_as_many_sms_is_nearly_as_good() -> None:
+    """Its row for the very key before the own GPU's for another batch, its rows for the layer before those for others."""
+    gpus = {"NVIDIA H100 80GB HBM3": ("9.0", 132), "NVIDIA H200": ("9.0", 132), "NVIDIA H20": ("9.0", 78)}
+    about, far = SHRINK._replace(segment_bucket=16), SHRINK._replace(segment_bucket=1)
+    other = SHRINK._replace(input_dim=1536)
+    for own, twin, step in (
+        (SHRINK, SHRINK, "exact"),
+        (about, SHRINK, "GPU NVIDIA H100 80GB HBM3, exact"),
+        (about, SHRINK._replace(dtype="float16"), "GPU NVIDIA H100 80GB HBM3, other 16-bit dtype (float16)"),
+        (about, about, "nearest segment bucket (16)"),
+        (far, about, "GPU NVIDIA H100 80GB HBM3, nearest segment bucket (16)"),
+        (other, about, "GPU NVIDIA H100 80GB HBM3, nearest segment bucket (16)"),
+        (other, far, "nearest dimensions (1536 → 3·64)"),
+    ):
+        present = ("NVIDIA H100 80GB HBM3", "3.6.0", [twin]), ("NVIDIA H200", "3.6.0", [own])
+        assert fallback.serve(SHRINK, H200, tables(*present, gpus=gpus)).step == step
+    for lender, version in (("NVIDIA H20", "3.6.0"), ("NVIDIA H100 80GB HBM3", "3.7.0")):
+        known = tables((lender, version, [SHRINK]), ("NVIDIA H200", "3.6.0", [about]), gpus=gpus)
+        assert fallback.serve(SHRINK, H200, known).step == "nearest segment bucket (16)"
 
 
 def test_the_architecture_s_default_comes_last() -> None:

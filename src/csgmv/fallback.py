@@ -208,10 +208,11 @@ def lenders(key: Key, present: Rows) -> Iterator[Key]:
         yield heapq.heappop(waiting)[2]
 
 
-def _knows(key: Key, present: Rows) -> bool:
+def _knows(key: Key, present: Rows, within: float = NEAR) -> bool:
     """Whether there are rows of a key's very layer, for batches like its own."""
     layers = ((*key[:5], dtype) for dtype in _lends_to(key))
-    return any(batch_distance(key, Key(*layer, *batch)) <= NEAR for layer in layers for batch in present.get(layer, ()))
+    near = (batch_distance(key, Key(*layer, *batch)) for layer in layers for batch in present.get(layer, ()))
+    return any(distance <= within for distance in near)
 
 
 def serve(key: Key, where: Target, tables: Tables) -> Served:
@@ -225,20 +226,37 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
     The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
     nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
     architecture's default for about as many rows.
+
+    A GPU that differs in its memory alone, as far as can be told, comes in between: what it found for the very key
+    loses less than what this one found for others, and what it found for the layer less than what this one found for
+    other layers (H100 and H200, `python -m codegen --regret`).
     """
     own = tables.rows.get((where.gpu, where.triton), {})
     if key[6:] in own.get(key[:6], ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
         yield served
-    for gpu in nearest_gpus(where, tables.gpus):
-        versions = nearest_versions(where.triton, (version for name, version in tables.rows if name == gpu))
-        knowing = [version for version in versions if _knows(key, tables.rows[gpu, version])]
-        for version in dict.fromkeys(knowing + versions):
-            for source in lenders(key, tables.rows[gpu, version]):
-                if served := _served(key, where, tables, source, gpu, version):
-                    yield served
+    for gpu, version in dict.fromkeys(_places(key, where, tables)):
+        for source in lenders(key, tables.rows[gpu, version]):
+            if served := _served(key, where, tables, source, gpu, version):
+                yield served
     for row in _defaults(key, where, tables):
         if lent := refit.default(row, key, where.limits):
             yield Served(lent, f"default of architecture {where.architecture}")
+
+
+def _places(key: Key, where: Target, tables: Tables) -> Iterator[tuple[str, str]]:
+    """GPUs and Triton versions in the order in which `offers` asks for their rows; some come twice."""
+    gpus = nearest_gpus(where, tables.gpus)
+    present = {gpu: [version for name, version in tables.rows if name == gpu] for gpu in gpus}
+    versions = {gpu: nearest_versions(where.triton, present[gpu]) for gpu in gpus}
+    knowing = {gpu: [version for version in versions[gpu] if _knows(key, tables.rows[gpu, version])] for gpu in gpus}
+    alike = [gpu for gpu in gpus if gpu == where.gpu or tables.gpus[gpu][1] == where.sm_count]
+    for gpu in alike:
+        if where.triton in knowing[gpu] and _knows(key, tables.rows[gpu, where.triton], within=0.0):
+            yield gpu, where.triton
+    for gpu in alike:
+        yield from ((gpu, version) for version in knowing[gpu])
+    for gpu in gpus:
+        yield from ((gpu, version) for version in knowing[gpu] + versions[gpu])
 
 
 def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:

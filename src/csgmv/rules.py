@@ -367,6 +367,11 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
             return f"{op}: sliced_k needs 16 columns of block_k or more for each of {row['num_warps']} warps"
         tile *= row["num_warps"]
     registers = tile // threads + _OVERHEAD_REGISTERS
+    if op == "shrink" and key.dtype == "float32":
+        # No tensor core takes float32, so what is multiplied in a step has to be in registers too. Where that was 272
+        # of them, ptxas 12.8 spilled 9 kB a thread, and half the columns of some rows came out wrong (H100).
+        columns = shrink_columns(row["block_n"], row["column_tiles"], key)
+        registers += (row["block_m"] + columns) * row["block_k"] // threads
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)
     if registers > available:
         return f"{op} needs about {registers} registers a thread, {available} are available"

@@ -40,12 +40,14 @@ def _dimensions(result: records.Result) -> Hashable:
 
 
 # With a key everything goes that has this in common with it. So dimensions go with all their ranks and batches, on
-# every GPU; a rank with all dimensions that have it. An architecture's defaults are made without what is left out.
+# every GPU, or on one GPU alone; a rank with all dimensions that have it. An architecture's defaults are made without
+# what is left out.
 WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
     "key": _place,
     "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
     "rows": lambda result: (result.key.op, fallback.most_rows(result.key)),
     "dimensions": _dimensions,
+    "dimensions of a GPU": lambda result: (result.gpu, result.triton, _dimensions(result)),
     "rank": lambda result: (result.key.op, result.key.max_rank),
     "Triton version": lambda result: (result.gpu, result.triton),
     "GPU": lambda result: result.gpu,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
@@ -15,8 +17,9 @@ from csgmv.tuning import model, space
 from csgmv.tuning.compile import Binary
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.plan import Task, family
-from csgmv.tuning.race import Bench
+from csgmv.tuning.race import Bench, race
 from csgmv.tuning.ranking import Ranking
+from csgmv.tuning.record import Record
 from csgmv.tuning.worker import Failure
 
 LEADERS = 4  # keys of a family that have more compiled for them
@@ -48,6 +51,7 @@ class Shared:
         pool: the rows that were asked for, by family.
         effort: how many times over each allowance is granted.
         lent: a key → what launches may have got for it so far, which the search has to beat.
+        measuring: around what a search has measured; others may go on meanwhile.
     """
 
     experience: Experience
@@ -56,6 +60,7 @@ class Shared:
     pool: dict[rules.Key, dict[rules.Row, None]] = field(default_factory=dict)
     effort: int = 1
     lent: Lent = lambda _: ()
+    measuring: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
 class Hunt:
@@ -101,25 +106,33 @@ class Hunt:
 
     def screen(self, rows: Iterable[rules.Row]) -> Search:
         """Have the rows compiled, check each, and time those that are right."""
-        ranking, task = self.ranking, self.task
-        rows = ranking.unknown(rows)
+        rows = self.ranking.unknown(rows)
         if not rows:
             return
         self.pool.update(dict.fromkeys(rows))
         outcomes = yield rows
-        for row in rows:
-            binary = outcomes[row]
-            if isinstance(binary, Failure):
-                ranking.refuse(row, binary)
-                continue
-            try:
-                error = self._bench.check(task.key, row)
-                ranking.screened[row] = self._bench.screen(task, row, STOP_ABOVE * ranking.least())
-            except Failure as failure:
-                ranking.refuse(row, failure)
-                continue
-            ranking.binaries[row] = binary
-            ranking.max_error = max(ranking.max_error, error)
+        with self.shared.measuring():
+            for row in rows:
+                self._try(row, outcomes[row])
+
+    def race(self) -> Record | None:
+        """The record of what was screened; None where no config works at all."""
+        with self.shared.measuring():
+            return race(self.task, self._bench, self.ranking)
+
+    def _try(self, row: rules.Row, binary: Binary | Failure) -> None:
+        ranking, task = self.ranking, self.task
+        if isinstance(binary, Failure):
+            ranking.refuse(row, binary)
+            return
+        try:
+            error = self._bench.check(task.key, row)
+            ranking.add(row, self._bench.screen(task, row, STOP_ABOVE * ranking.least()))
+        except Failure as failure:
+            ranking.refuse(row, failure)
+            return
+        ranking.binaries[row] = binary
+        ranking.max_error = max(ranking.max_error, error)
 
 
 def part_of(op: str, row: rules.Row) -> model.Part:

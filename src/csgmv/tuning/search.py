@@ -24,7 +24,7 @@ from csgmv.tuning.experience import distance
 from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Missing, Search, Shared, in_turns, part_of
 from csgmv.tuning.joint import Joint
 from csgmv.tuning.plan import Task, parts
-from csgmv.tuning.race import FINALISTS, Bench, race
+from csgmv.tuning.race import FINALISTS, Bench
 from csgmv.tuning.record import Record
 
 SHORTLIST = 32  # tilings that are looked at more closely
@@ -61,7 +61,7 @@ def search(
         yield from _explore(hunt)
         shared.experience.learn(task, hunt.ranking.screened)
     shared.rankings[task.key] = hunt.ranking
-    if save is not None and (record := race(task, bench, hunt.ranking)) is not None:
+    if save is not None and (record := hunt.race()) is not None:
         save(task, record)
 
 
@@ -86,7 +86,7 @@ def search_again(
     winners = dict.fromkeys(row for key in near for row in shared.rankings[key].best()[:1])
     able = [row for row in winners if rules.resource_fault(row, task.key, device.limits) is None]
     yield from hunt.screen(hunt.choose(dict.fromkeys(able, 0.0), AGAIN))
-    if hunt.ranking.best()[:FINALISTS] != finalists and (record := race(task, bench, hunt.ranking)) is not None:
+    if hunt.ranking.best()[:FINALISTS] != finalists and (record := hunt.race()) is not None:
         save(task, record)
 
 

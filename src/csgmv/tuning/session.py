@@ -112,13 +112,14 @@ class Session:
         `lent` has rows for a key that are measured whatever else is. With more than one of the `threads`, which decide
         while another has something measured, the order of the searches is not the same each time.
         """
-        self._agenda, self._device, self._bench, self._turns = agenda, device, bench, Turns(bench)
+        self._agenda, self._device, self._bench, self._turns = agenda, device, bench, Turns()
         self._farm, self._store, self._report = farm, store, report
         self._shared = Shared(
             Experience(device),
             {task.key: ranking for task, ranking in agenda.known},
             effort=agenda.effort() if effort is None else effort,
             lent=lent,
+            measuring=self._turns.measuring,
         )
         for task, ranking in agenda.known:
             if task.key.op != "add_lora":
@@ -137,7 +138,7 @@ class Session:
 
     def run(self, deadline: float | None = None) -> Summary:
         """Search until every key is done, or the monotonic clock has passed the deadline."""
-        with ThreadPoolExecutor(self._threads) as pool:
+        with self._turns.quick_switches(), ThreadPoolExecutor(self._threads) as pool:
             others = [pool.submit(self._drive, deadline) for _ in range(self._threads - 1)]
             self._drive(deadline)
         for other in others:
@@ -190,12 +191,12 @@ class Session:
     def _first(self, task: Task) -> _Running:
         one = _Running(task, again=False)
         save = self._keep(one) if task.key in self._agenda.wanted else None
-        one.search = search(task, self._device, self._turns, self._shared, self._farm.missing, save)
+        one.search = search(task, self._device, self._bench, self._shared, self._farm.missing, save)
         return one
 
     def _second(self, task: Task) -> _Running:
         one, kin = _Running(task, again=True), self._kin[family(task.key)]
-        found = self._device, self._turns, self._shared, self._farm.missing, self._keep(one)
+        found = self._device, self._bench, self._shared, self._farm.missing, self._keep(one)
         one.search = search_again(task, kin, *found)
         return one
 
