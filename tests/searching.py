@@ -14,7 +14,7 @@ from csgmv.tuning.hunt import Shared
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Task, family
 from csgmv.tuning.record import Archive, Record, Run
-from csgmv.tuning.search import search, search_again
+from csgmv.tuning.search import search
 from csgmv.tuning.worker import Failure
 
 H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
@@ -58,28 +58,19 @@ def drive(
     broken: Callable[[rules.Row], str | None] = lambda _: None,
     device: model.Device = H200,
     compiled: set[rules.Row] | None = None,
-    kin: Sequence[rules.Key] | None = None,
 ) -> Record | None:
-    """Run a search to its end; `broken` says why a row does not compile, `compiled` holds those that need not be.
-
-    With `kin`, it is the second look, at what won at these keys.
-    """
+    """Run a search to its end; `broken` says why a row does not compile, `compiled` holds those that need not be."""
     found: list[Record] = []
     known = set[rules.Row]() if compiled is None else compiled
 
     def missing(_: rules.Key, rows: Sequence[rules.Row]) -> dict[rules.Row, int]:
         return {row: int(row not in known) for row in rows}
 
-    def save(_: Task, record: Record) -> None:
-        found.append(record)
-
-    shared = shared or Shared(Experience(device))
-    if kin is None:
-        generator = search(task, device, bench, shared, missing, save)
-    else:
-        generator = search_again(task, kin, device, bench, shared, missing, save)
+    generator = search(
+        task, device, bench, shared or Shared(Experience(device)), missing, lambda _, record: found.append(record)
+    )
+    rows = next(generator)
     try:
-        rows = next(generator)
         while True:
             known.update(rows)
             outcomes = {}

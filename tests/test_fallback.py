@@ -145,7 +145,7 @@ def test_gpus_of_one_architecture_lend() -> None:
 
 
 def test_a_gpu_of_as_many_sms_is_nearly_as_good() -> None:
-    """Its row for the very key before the own GPU's for another batch, its rows for the layer before those for others."""
+    """Its row for the very key is before the own GPU's for another batch, its others before those for other layers."""
     gpus = {"NVIDIA H100 80GB HBM3": ("9.0", 132), "NVIDIA H200": ("9.0", 132), "NVIDIA H20": ("9.0", 78)}
     about, far = SHRINK._replace(segment_bucket=16), SHRINK._replace(segment_bucket=1)
     other = SHRINK._replace(input_dim=1536)

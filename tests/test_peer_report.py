@@ -128,6 +128,19 @@ def test_into_replaces_the_peers_block_only(one: Path, tmp_path: Path, capsys: p
     assert "**Decode: " in text
 
 
+def test_another_gpus_figures_have_a_block_of_their_own(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named by --block; the usual one stays."""
+    readme = tmp_path / "README.md"
+    usual = "\nold\n".join(figures.markers("peers"))
+    readme.write_text(f"{usual}\n" + "\nold\n".join(figures.markers("peers-l4")))
+    assert bench(capsys, "--peers", one, "--markdown", "--into", readme, "--block", "peers-l4") == ""
+    text = readme.read_text()
+    assert text.startswith(usual)
+    assert "**Decode: " in text.removeprefix(usual)
+
+
 def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The JSON does not hold it, and nobody guesses."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -150,6 +163,7 @@ def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.M
         (["--peers", "{one}", "{two}", "{one}"], "--peers: expected one file or two, got 3"),
         (["--peers", "{one}", "{other}"], "other.json: expected the same suites and launches as in "),
         (["--peers", "{one}", "--into", "README.md"], "--into: expected together with --markdown"),
+        (["--peers", "{one}", "--block", "mine"], "--block: expected together with --into"),
         (["--peers", "{one}", "--json", "x.json"], "--json: --peers takes JSON and writes none"),
         (["--peers", "{one}", "--plot", "x.png"], "--plot: expected a file named .svg, got x.png"),
         (["--peers", "{none}"], "No such file or directory"),

@@ -197,6 +197,16 @@ def test_every_warp_of_a_shared_step_has_all_sums(num_warps: int) -> None:
         assert fault(block_n, column_tiles, None, False) is None
 
 
+def test_float32_operands_have_to_fit_into_registers() -> None:
+    """The one that ptxas got wrong on an H100 is refused, its neighbours that it got right are not; nor are halves."""
+    key = SHRINK._replace(dtype="float32", max_rank=128, num_slices=2)
+    wrong = (16, 128, 128, 2, 8, 4, 1, None, False)
+    assert rules.resource_fault(wrong, key, H200) == "shrink needs about 344 registers a thread, 255 are available"
+    for field, value in ((3, 1), (5, 8), (2, 64)):
+        assert rules.resource_fault((*wrong[:field], value, *wrong[field + 1 :]), key, H200) is None
+    assert rules.resource_fault(wrong, key._replace(dtype="float16"), H200) is None
+
+
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize(
     ("num_warps", "block_n", "column_tiles", "needed"),

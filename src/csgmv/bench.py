@@ -12,7 +12,6 @@ import argparse
 import datetime
 import functools
 import itertools
-import pathlib
 import statistics
 from collections.abc import Sequence
 
@@ -211,8 +210,8 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
     )
 
 
-def _inserted(path: pathlib.Path, markdown: str) -> str:
-    return figures.between_markers(path.read_text(encoding="utf-8"), markdown, MARKER)
+def _inserted(args: argparse.Namespace, markdown: str) -> str:
+    return figures.between_markers(args.into.read_text(encoding="utf-8"), markdown, args.block or MARKER)
 
 
 def _run_host(args: argparse.Namespace, device: torch.device) -> int:
@@ -248,12 +247,12 @@ def run(args: argparse.Namespace) -> int:
     if args.host:
         return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:
-        _inserted(args.into, "")  # rather now than after minutes of measuring
+        _inserted(args, "")  # rather now than after minutes of measuring
     measured = report(args, torch.device("cuda", torch.cuda.current_device()))
     if args.json is not None:
         files.replace(args.json, measured.json())
     if args.into is not None:
-        files.replace(args.into, _inserted(args.into, measured.markdown()))
+        files.replace(args.into, _inserted(args, measured.markdown()))
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if all(each.right for each in measured.figures) else 1

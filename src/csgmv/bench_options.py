@@ -80,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --markdown: put it into FILE between its bench (--peers: peers, --e2e: e2e) markers, such as "
         f"{' and '.join(figures.markers(MARKER))}",
     )
+    output.add_argument(
+        "--block", metavar="NAME", help="with --into: between the markers of this name, for figures of another GPU"
+    )
     output.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to FILE")
     peer_report.add_arguments(parser)
     end_to_end.add_arguments(parser)
@@ -93,6 +96,8 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.into is not None and not args.markdown:
         raise ValueError("--into: expected together with --markdown")
+    if args.block is not None and args.into is None:
+        raise ValueError("--block: expected together with --into")
     for option in ("plot", "measured_on"):
         if args.peers is None and getattr(args, option) is not None:
             raise ValueError(f"{_flag(option)}: expected together with --peers")

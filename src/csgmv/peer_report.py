@@ -235,7 +235,7 @@ def run(args: argparse.Namespace) -> int:
     report = Report(runs, setting(args.measured_on), date, args.command_line)
     if args.into is not None:
         text = args.into.read_text(encoding="utf-8")
-        files.replace(args.into, figures.between_markers(text, report.markdown(), MARKER))
+        files.replace(args.into, figures.between_markers(text, report.markdown(), args.block or MARKER))
     else:
         print(report.markdown() if args.markdown else report.text(columns.terminal_width()))
     if args.plot is not None:

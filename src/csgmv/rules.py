@@ -369,7 +369,8 @@ def _part_fault(op: str, row: Mapping[str, int], key: Key, limits: Limits) -> st
     registers = tile // threads + _OVERHEAD_REGISTERS
     if op == "shrink" and key.dtype == "float32":
         # No tensor core takes float32, so what is multiplied in a step has to be in registers too. Where that was 272
-        # of them, ptxas 12.8 spilled 9 kB a thread, and half the columns of some rows came out wrong (H100).
+        # of them, ptxas (12.8 and 13.0) spilled 9 kB a thread, and of every four rows three came out wrong in half the
+        # columns (H100), although each sum in the PTX has the right products.
         columns = shrink_columns(row["block_n"], row["column_tiles"], key)
         registers += (row["block_m"] + columns) * row["block_k"] // threads
     available = min(row["maxnreg"] or REGISTERS_PER_THREAD, limits.registers // threads)

@@ -53,7 +53,7 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
 
     def tune(plan, folder, **options):  # type: ignore[no-untyped-def]
         seen.update(plan=plan, folder=folder, **options)
-        for step in (Step(plan.tasks()[0], None, 1, 10), Step(plan.tasks()[0], None, 2, 10, again=True)):
+        for step in (Step(plan.tasks()[0], None, 1, 5),):
             options["report"](step)
         return Summary(tuned=3, fresh=2, failed=1, left=4)
 
@@ -70,8 +70,7 @@ def test_a_models_layers_for_several_tensor_parallel_sizes(
     assert (seen["folder"], seen["time_budget"], seen["force"]) == (tmp_path / "c", 7.5, True)
     assert status == 1
     captured = capsys.readouterr()
-    assert "[1/10] expand   16 → 8, bfloat16" in captured.out
-    assert "[2/10]" not in captured.out  # nothing to tell
+    assert "[1/5] expand   16 → 8, bfloat16" in captured.out
     assert "no config works" in captured.out
     assert "3 keys tuned" in captured.out
     assert "4 keys are left" in captured.out

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from csgmv import records, rules
-from csgmv.config import ExpandConfig, ShrinkConfig, from_row, to_row
+from csgmv.config import ExpandConfig, ShrinkConfig, from_row
 from csgmv.tuning import model, space
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.hunt import LEADERS, Shared
-from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Task, family
 from csgmv.tuning.race import FINALISTS
-from csgmv.tuning.ranking import Ranking
 from csgmv.tuning.record import Record
 from csgmv.tuning.search import EXPLORE
 from csgmv.tuning.worker import Failure
@@ -224,32 +222,3 @@ def test_batches_that_do_not_decide_are_shown() -> None:
     for shown, factor in zip(record.batches, (1.0, 0.25, 0.5)):
         assert shown[3] == pytest.approx(factor * (record.default.p50_us / 0.5), rel=0.01)
         assert shown[4] == pytest.approx(factor * (record.finalists[0].p50_us / 0.5), rel=0.01)
-
-
-def test_the_second_look_tries_what_won_nearby() -> None:
-    """A config that a key's own search had no luck with; only what is compiled, the nearest first, and not all."""
-    near = SHRINK._replace(key=SHRINK.key._replace(segment_bucket=16))
-    far = SHRINK._replace(key=SHRINK.key._replace(segment_bucket=512))
-    shared, compiled = Shared(Experience(H200)), set[rules.Row]()
-    first = drive(SHRINK, FakeBench(lambda row: 10.0 + row[4] / 100), shared, compiled=compiled)
-    assert first is not None
-    own, grid = set(shared.rankings[SHRINK.key].screened), space.shortlist(SHRINK, H200, 1000)[0]
-    lucky, distant, absent = [row for row in map(to_row, grid) if row not in own][:3]
-    for task, row in ((near, lucky), (far, distant)):
-        shared.rankings[task.key] = Ranking(None, {row: Screening(1.0, 3, False)})
-    compiled |= {lucky, distant}
-
-    def again(*kin: rules.Key) -> tuple[FakeBench, Record | None]:
-        bench = FakeBench(lambda row: 5.0 if row == lucky else 20.0)
-        return bench, drive(SHRINK, bench, shared, compiled=compiled, kin=kin)
-
-    bench, record = again(SHRINK.key, far.key, near.key)
-    assert bench.screened == [lucky, distant]
-    assert record is not None
-    assert winner(record) == lucky
-    bench, record = again(SHRINK.key, far.key, near.key)
-    assert bench.screened == []
-    assert record is None
-    shared.rankings[near.key] = Ranking(None, {absent: Screening(1.0, 3, False)})
-    bench, record = again(SHRINK.key, near.key)
-    assert bench.screened == []

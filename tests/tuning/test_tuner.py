@@ -62,41 +62,9 @@ def test_every_key_is_tuned_and_reported_once(tmp_path: Path) -> None:
     assert Counter(keys_on_disk(tmp_path)) == Counter(keys)
     assert summary[:4] == (len(keys), 0, 0, 0)
     assert summary.binaries > 0
-    assert [step.done for step in steps] == list(range(1, 2 * len(keys) + 1))
-    assert {step.total for step in steps} == {2 * len(keys)}
-    first = [step for step in steps if not step.again]
-    assert Counter(step.task.key for step in first) == Counter(keys)
-    assert all(step.record is not None for step in first)
-    assert Counter(step.task.key for step in steps) == Counter(2 * keys)
-
-
-def test_the_second_look_replaces_records(tmp_path: Path) -> None:
-    """What is on disk is the last that was reported of a key, and the better one."""
-    last: dict[rules.Key, Step] = {}
-    better = 0
-
-    def report(step: Step) -> None:
-        nonlocal better
-        if step.record is None:
-            return
-        if step.again:
-            before = last[step.task.key].record
-            assert before is not None
-            assert step.record.finalists[0].p50_us <= before.finalists[0].p50_us
-            better += step.record.finalists[0].p50_us < before.finalists[0].p50_us
-        last[step.task.key] = step
-
-    summary = session(tmp_path, HashBench(), report=report).run()
-    assert summary[:4] == (len(PLAN.tasks()), 0, 0, 0)
-    assert better > 0
-    on_disk = {
-        result.key: [timing.row for timing in result.finalists]
-        for path in tmp_path.rglob("*.json")
-        for result in records.results(checks.parse(path.read_text()))
-    }
-    assert on_disk == {
-        key: [finalist.row for finalist in step.record.finalists] for key, step in last.items() if step.record
-    }
+    assert [step.done for step in steps] == list(range(1, len(keys) + 1))
+    assert {step.task.key for step in steps} == set(keys)
+    assert all(step.record is not None for step in steps)
 
 
 def test_one_thread_decides_while_another_is_measuring(tmp_path: Path) -> None:
@@ -187,7 +155,7 @@ def test_a_key_without_a_working_config_is_told_and_left_out(tmp_path: Path) -> 
     steps: list[Step] = []
     bench = HashBench(broken=lambda key: key.op == "shrink" and key.input_dim == 96)
     summary = session(tmp_path, bench, report=steps.append).run()
-    failed = {step.task.key for step in steps if step.record is None and not step.again}
+    failed = {step.task.key for step in steps if step.record is None}
     assert failed == {task.key for task in PLAN.tasks() if task.key.op == "shrink" and task.key.input_dim == 96}
     assert summary.failed == len(failed)
     assert summary.tuned == len(PLAN.tasks()) - len(failed)

@@ -176,17 +176,17 @@ def run(args: argparse.Namespace) -> int:
             "`python -m csgmv.examples.transformers` serves a model's adapters without one"
         )
     if args.into is not None:
-        _inserted(args.into, "")  # rather now than after minutes of measuring
+        _inserted(args, "")  # rather now than after minutes of measuring
     device = torch.device("cuda", torch.cuda.current_device())
     measured = report(args, device, copy_bandwidth(device), Stopwatch(device))
     if args.json is not None:
         files.replace(args.json, measured.json())
     if args.into is not None:
-        files.replace(args.into, _inserted(args.into, measured.markdown()))
+        files.replace(args.into, _inserted(args, measured.markdown()))
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if measured.right else 1
 
 
-def _inserted(path: Path, markdown: str) -> str:
-    return figures.between_markers(path.read_text(encoding="utf-8"), markdown, options.MARKER)
+def _inserted(args: argparse.Namespace, markdown: str) -> str:
+    return figures.between_markers(args.into.read_text(encoding="utf-8"), markdown, args.block or options.MARKER)

@@ -233,20 +233,19 @@ def _describe(task: Task) -> str:
 
 
 def _outcome(step: Step) -> str:
-    """One line on a key: default, best, and what that gains; empty where a second look has changed nothing."""
+    """One line on a key: default, best, and what that gains."""
     if step.record is None:
-        return "" if step.again else f"{_describe(step.task)}: no config works"
-    which = f"{_describe(step.task)}{', second look' if step.again else ''}"
+        return f"{_describe(step.task)}: no config works"
     best = min(finalist.p50_us for finalist in step.record.finalists)
     if step.record.default is None:
-        return f"{which}: {best:.2f} us (the default does not run)"
+        return f"{_describe(step.task)}: {best:.2f} us (the default does not run)"
     default = step.record.default.p50_us
-    return f"{which}: {default:.2f} → {best:.2f} us, {default / best:.2f}x"
+    return f"{_describe(step.task)}: {default:.2f} → {best:.2f} us, {default / best:.2f}x"
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[Step], None]]:
-    """A bar with an estimate on a terminal where rich is installed; otherwise, or on a dumb one, a line a search."""
+    """A bar with an estimate on a terminal where rich is installed; otherwise, or on a dumb one, a line a key."""
     try:
         from rich.progress import (
             BarColumn,
@@ -261,12 +260,7 @@ def _progress() -> Iterator[Callable[[Step], None]]:
     else:
         rich = columns.rewritable(sys.stdout)
     if not rich:
-
-        def told(step: Step) -> None:
-            if line := _outcome(step):
-                print(f"[{step.done}/{step.total}] {line}", flush=True)
-
-        yield told
+        yield lambda step: print(f"[{step.done}/{step.total}] {_outcome(step)}", flush=True)
         return
     bar = Progress(
         TextColumn("tuning"),
@@ -281,7 +275,6 @@ def _progress() -> Iterator[Callable[[Step], None]]:
 
         def report(step: Step) -> None:
             bar.update(task, completed=step.done, total=step.total)
-            if line := _outcome(step):
-                bar.console.print(line, highlight=False)
+            bar.console.print(_outcome(step), highlight=False)
 
         yield report

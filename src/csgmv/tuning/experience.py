@@ -83,10 +83,5 @@ def _place(key: rules.Key) -> tuple[float, ...]:
     return tuple(map(math.log2, sizes))
 
 
-def distance(one: rules.Key, other: rules.Key) -> float:
-    """How far apart two keys of a family are, in octaves of rows a segment, rows, and dimensions."""
-    return _distance(_place(one), _place(other))
-
-
 def _distance(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other))

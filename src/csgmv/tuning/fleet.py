@@ -234,13 +234,12 @@ class _Unit(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """A key that is done, or with `again` one that was before, and of which there is a better record."""
+    """A key that is done."""
 
     unit: int
     task: Task
     record: Record | None
     site: Site
-    again: bool
 
 
 class _Desk:
@@ -283,8 +282,7 @@ def _work(rig: Rig, unit: _Unit, options: Options, desk: Any) -> Summary:
     agenda = schedule([*(task for task, _ in unit.known), *unit.tasks], store, site.device.limits)
 
     def report(step: Step) -> None:
-        if step.record is not None or not step.again:
-            ray.get(desk.hand_in.remote(_Result(unit.number, step.task, step.record, site, step.again)))
+        ray.get(desk.hand_in.remote(_Result(unit.number, step.task, step.record, site)))
 
     own = ray.get_runtime_context().get_node_id()
     (rigs,) = (int(node["Resources"][rig.resource]) for node in ray.nodes() if node["NodeID"] == own)
@@ -351,14 +349,14 @@ class _Run:
         self._seen += len(results)
         for result in results:
             place = result.unit, result.task.key
-            if place in self._done and not result.again:  # without a record, and now by the unit's second run
+            if place in self._done:  # handed in without a record, and again by the unit's second run
                 continue
             self._done.add(place)
             if result.record is None:
                 self._failed += 1
             else:
                 self._units[result.unit][0].add(result.site, result.task.key, result.record)
-            self._report(Step(result.task, result.record, len(self._done), self._total(), result.again))
+            self._report(Step(result.task, result.record, len(self._done), self._total()))
 
     def _close(self, unit: Any) -> None:
         """Take a unit's summary; one that was lost for good leaves its keys to the next run."""

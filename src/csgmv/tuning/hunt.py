@@ -67,17 +67,13 @@ class Hunt:
     """One key's search under way."""
 
     def __init__(self, task: Task, device: model.Device, bench: Bench, shared: Shared, missing: Missing) -> None:
-        """`missing` tells how many binaries of a row would have to be compiled.
-
-        A key that was searched before goes on with its ranking.
-        """
-        known = shared.rankings.get(task.key)
-        self.ranking = Ranking(space.default_row(task.key, device.limits)) if known is None else known
+        """`missing` tells how many binaries of a row would have to be compiled."""
+        self.ranking = Ranking(space.default_row(task.key, device.limits))
         self.task, self.device, self.shared = task, device, shared
         self._bench, self._missing = bench, missing
         kind = family(task.key)
-        self.leads = known is None and shared.begun[kind] < LEADERS
-        shared.begun[kind] += known is None
+        self.leads = shared.begun[kind] < LEADERS
+        shared.begun[kind] += 1
         self.pool = shared.pool.setdefault(kind, {})
 
     def first(self) -> list[rules.Row]:
@@ -127,7 +123,7 @@ class Hunt:
             return
         try:
             error = self._bench.check(task.key, row)
-            ranking.add(row, self._bench.screen(task, row, STOP_ABOVE * ranking.least()))
+            ranking.screened[row] = self._bench.screen(task, row, STOP_ABOVE * ranking.least())
         except Failure as failure:
             ranking.refuse(row, failure)
             return

@@ -19,7 +19,7 @@ class Ranking:
 
     Attributes:
         default: the built-in default's row; None where the device cannot run it.
-        screened: the rows that work; never changed but replaced, since other threads may be reading it.
+        screened: the rows that work.
         binaries: what the screened rows take; of this run only.
         refused: the rows that do not work.
         failed: how many of these, by reason.
@@ -47,12 +47,8 @@ class Ranking:
         """Those of the rows that have not been tried, each once."""
         return [row for row in dict.fromkeys(rows) if row not in self.screened and row not in self.refused]
 
-    def add(self, row: rules.Row, screening: Screening) -> None:
-        """A row works."""
-        self.screened = {**self.screened, row: screening}
-
     def refuse(self, row: rules.Row, failure: Failure) -> None:
         """Count a row as failed."""
-        self.screened = {other: screening for other, screening in self.screened.items() if other != row}
+        self.screened.pop(row, None)
         self.refused.add(row)
         self.failed[str(failure)] += 1

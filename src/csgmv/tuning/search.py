@@ -6,25 +6,20 @@ were searched before, say of it; what is compiled already is screened freely, an
 at the first keys of a family, which lie far apart, than at those between them. From the best so far the search walks to
 neighbours; the later keys of a family only as long as that gains something. `joint` does the same for add_lora.
 
-Once a family is done, `search_again` tries at each key what won at its neighbours: a search finds some of the best by
-luck, and what is compiled already is cheap to try.
-
 A search yields the rows that it wants compiled and is sent what became of each; between a yield and the next it has the
 GPU to itself. So one thread drives many searches, and the GPU measures for one while processes compile for others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from csgmv import rules
 from csgmv.config import to_row
 from csgmv.tuning import model, space
-from csgmv.tuning.experience import distance
 from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Missing, Search, Shared, in_turns, part_of
 from csgmv.tuning.joint import Joint
 from csgmv.tuning.plan import Task, parts
-from csgmv.tuning.race import FINALISTS, Bench
+from csgmv.tuning.race import Bench
 from csgmv.tuning.record import Record
 
 SHORTLIST = 32  # tilings that are looked at more closely
@@ -34,7 +29,6 @@ EXPLORE = {
     True: (Allowance(8, 12), Allowance(4, 10), Allowance(4, 10)),
     False: (Allowance(1, 12), Allowance(2, 10), Allowance(1, 8)),
 }
-AGAIN = Allowance(0, 4)
 
 
 def search(
@@ -60,34 +54,9 @@ def search(
         hunt = Hunt(task, device, bench, shared, missing)
         yield from _explore(hunt)
         shared.experience.learn(task, hunt.ranking.screened)
-    shared.rankings[task.key] = hunt.ranking
     if save is not None and (record := hunt.race()) is not None:
         save(task, record)
-
-
-def search_again(
-    task: Task,
-    kin: Iterable[rules.Key],
-    device: model.Device,
-    bench: Bench,
-    shared: Shared,
-    missing: Missing,
-    save: Callable[[Task, Record], None],
-) -> Search:
-    """Try the winners of the nearest keys at one whose search has ended; if one does well, race again and save that.
-
-    Waits for all of `kin`, the keys of its family.
-    """
-    while any(key not in shared.rankings for key in (task.key, *kin)):
-        yield ()
-    hunt = Hunt(task, device, bench, shared, missing)
-    finalists = hunt.ranking.best()[:FINALISTS]
-    near = sorted(kin, key=lambda key: (distance(key, task.key), key))
-    winners = dict.fromkeys(row for key in near for row in shared.rankings[key].best()[:1])
-    able = [row for row in winners if rules.resource_fault(row, task.key, device.limits) is None]
-    yield from hunt.screen(hunt.choose(dict.fromkeys(able, 0.0), AGAIN))
-    if hunt.ranking.best()[:FINALISTS] != finalists and (record := hunt.race()) is not None:
-        save(task, record)
+    shared.rankings[task.key] = hunt.ranking  # which from now on does not change
 
 
 def _explore(hunt: Hunt) -> Search:

@@ -15,11 +15,11 @@ from csgmv.tuning.compile import Binary, outcome
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.hunt import Lent, Search, Shared
 from csgmv.tuning.model import Device
-from csgmv.tuning.plan import Task, family
+from csgmv.tuning.plan import Task
 from csgmv.tuning.race import Bench
 from csgmv.tuning.record import Record
 from csgmv.tuning.rig import Compiling
-from csgmv.tuning.search import search, search_again
+from csgmv.tuning.search import search
 from csgmv.tuning.turns import Turns
 
 AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
@@ -27,20 +27,18 @@ _POLL_SECONDS = 0.02
 
 
 class Step(NamedTuple):
-    """A key's search that is over: the first one, or later the second look at what won elsewhere in the meantime.
+    """A key that is done.
 
     Attributes:
         task: the key, and what it was timed on.
-        record: what was measured; None where no config could be, or nothing better was found the second time.
-        done, total: searches.
-        again: whether this is the second look.
+        record: what was measured; None where no config could be.
+        done, total: keys.
     """
 
     task: Task
     record: Record | None
     done: int
     total: int
-    again: bool = False
 
 
 Report = Callable[[Step], None]
@@ -71,16 +69,12 @@ def _lends_nothing(_: rules.Key) -> Sequence[rules.Row]:
 
 @dataclass(eq=False)
 class _Running:
-    """A search under way; `search` is set at once."""
-
     task: Task
-    again: bool
+    search: Search
     compiling: Mapping[rules.Row, Sequence[Future[Binary]]] = field(default_factory=dict)
-    record: Record | None = None
     begun: bool = False
     busy: bool = False  # a thread is at it
     idle: bool = False  # it waits for other searches, not for compilations
-    search: Search = field(init=False)
 
     def pending(self) -> set[Future[Binary]]:
         return {future for futures in self.compiling.values() for future in futures if not future.done()}
@@ -124,15 +118,10 @@ class Session:
         for task, ranking in agenda.known:
             if task.key.op != "add_lora":
                 self._shared.experience.learn(task, ranking.screened)
-        wanted = [task for task in agenda.tasks if task.key in agenda.wanted]
-        self._kin: dict[rules.Key, list[rules.Key]] = {}
-        for task in agenda.tasks:
-            self._kin.setdefault(family(task.key), []).append(task.key)
-        self._queue = deque([*map(self._first, agenda.tasks), *map(self._second, wanted)])
-        self._total = 2 * len(wanted)
+        self._queue = deque(map(self._make, agenda.tasks))
         self._running: list[_Running] = []
         self._records: dict[rules.Key, Record] = {}
-        self._searched = self._done = 0
+        self._done = 0
         self._waiting = 0.0
         self._threads, self._over = threads, False
 
@@ -149,8 +138,8 @@ class Session:
         return Summary(
             tuned,
             self._agenda.fresh,
-            self._searched - tuned,
-            len(self._agenda.wanted) - self._searched,
+            self._done - tuned,
+            len(self._agenda.wanted) - self._done,
             self._farm.binaries,
             getattr(self._bench, "seconds", 0.0),
             self._waiting,
@@ -188,24 +177,9 @@ class Session:
         if alone:
             self._waiting += time.monotonic() - begun
 
-    def _first(self, task: Task) -> _Running:
-        one = _Running(task, again=False)
-        save = self._keep(one) if task.key in self._agenda.wanted else None
-        one.search = search(task, self._device, self._bench, self._shared, self._farm.missing, save)
-        return one
-
-    def _second(self, task: Task) -> _Running:
-        one, kin = _Running(task, again=True), self._kin[family(task.key)]
-        found = self._device, self._bench, self._shared, self._farm.missing, self._keep(one)
-        one.search = search_again(task, kin, *found)
-        return one
-
-    def _keep(self, one: _Running) -> Callable[[Task, Record], None]:
-        def save(task: Task, record: Record) -> None:
-            self._store.add(task.key, record)
-            self._records[task.key] = one.record = record
-
-        return save
+    def _make(self, task: Task) -> _Running:
+        save = self._save if task.key in self._agenda.wanted else None
+        return _Running(task, search(task, self._device, self._bench, self._shared, self._farm.missing, save))
 
     def _advance(self, one: _Running) -> None:
         """Let a search measure what was compiled for it, and ask for what it wants next."""
@@ -219,8 +193,12 @@ class Session:
             for other in self._running:
                 other.idle = False
             if one.task.key in self._agenda.wanted:
-                self._searched += not one.again
                 self._done += 1
-                self._report(Step(one.task, one.record, self._done, self._total, one.again))
+                record = self._records.get(one.task.key)
+                self._report(Step(one.task, record, self._done, len(self._agenda.wanted)))
         finally:
             one.busy = False
+
+    def _save(self, task: Task, record: Record) -> None:
+        self._store.add(task.key, record)
+        self._records[task.key] = record

@@ -48,7 +48,7 @@ def tune(
         time_budget: seconds after which no further key is finished; None for as long as it takes.
         processes: that compile; None for all the machine's processors but two.
         seed: of the random tensors.
-        report: called after each key's search, and after the second look at it; by one thread at a time.
+        report: called after each key, by one thread at a time.
         rig: what tunes; None is the device.
 
     Raises:
