@@ -129,6 +129,10 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
             (["--markdown", "--into", "/no/such"], "No such file or directory: '/no/such'"),
             (["--markdown", "--into", "a-file"], "--into: expected one <!-- bench:begin -->"),
         ],
+        "--block": [
+            (["--block", "l4"], "^csgmv: error: --block: expected together with --into"),
+            (["--markdown", "--into", "a-file", "--block", "l4"], "--into: expected one <!-- l4:begin -->"),
+        ],
         "--json": [(["--json", "results"], "^csgmv: error: --json: expected a file, got the folder results")],
         "--peers": [(["--peers", "/no/such"], "/no/such"), (["--peers", "a-file"], "a-file: .*")],
         "--measured-on": [(["--measured-on", "a GPU"], "^csgmv: error: --measured-on: expected together with --peers")],
