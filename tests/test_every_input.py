@@ -19,16 +19,17 @@ import csgmv
 import wrong_batches
 import wrong_operations
 import wrong_serving
+import wrong_vllm
 from csgmv import models
 from csgmv.cli import _ours
-from csgmv.integrations import lora_batch_info, sglang
+from csgmv.integrations import lora_batch_info, sglang, vllm
 from csgmv.integrations.row_batches import StaticBatch
 from csgmv.integrations.transformers import MultiLoRA
 from wrong import Case, From, Subject, tensors
 
 CLASSES = csgmv.Segments, MultiLoRA
-MODULES = sglang, lora_batch_info, models
-SUBJECTS = [*wrong_operations.SUBJECTS, *wrong_batches.SUBJECTS, *wrong_serving.SUBJECTS]
+MODULES = sglang, vllm, lora_batch_info, models
+SUBJECTS = [*wrong_operations.SUBJECTS, *wrong_batches.SUBJECTS, *wrong_serving.SUBJECTS, *wrong_vllm.SUBJECTS]
 
 
 def _name(subject: Subject) -> str:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from batches import DEVICE, DTYPES, assert_close, poisoned
-from csgmv import rules
 from csgmv.integrations import vllm
 from vllm_batches import IDS, RANKS, Meta, expanded, poison_fresh_memory, shrunk, some_x, weights
 
@@ -220,40 +219,3 @@ def test_signatures_are_those_of_vllm() -> None:
         parameters = inspect.signature(function).parameters
         assert list(parameters) == [*before, *meta, *after, "batch_invariant"]
         assert parameters["batch_invariant"].kind == inspect.Parameter.KEYWORD_ONLY
-
-
-def test_errors_name_the_argument() -> None:
-    """What was expected and what came, before anything is launched."""
-    a, b = weights((8, 16))
-    x, h = some_x(9), torch.zeros(2, 9, 16, device=DEVICE)
-    output = torch.zeros(9, 24, dtype=x.dtype, device=DEVICE)
-    meta = Meta().refill((0, 1, -1) * 3).arguments(9)
-
-    def changed(index: int, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (*meta[:index], tensor, *meta[index + 1 :])
-
-    shrinks = [
-        (ValueError, r"output_tensor: expected \[2, num_tokens, rank\]", (x, a, h[:1], *meta)),
-        (ValueError, "lora_mapping: expected 9 rows as inputs has, got 8", (x, a, h, *changed(0, meta[0][:8]))),
-        (ValueError, "sorted_by_lora_ids: expected 9 rows as inputs has, got 8", (x, a, h, *changed(1, meta[1][:8]))),
-        (TypeError, "num_tokens_per_lora: expected a torch.Tensor, got list", (x, a, h, *changed(2, [1]))),
-        (TypeError, "lora_ids: expected torch.int32, got torch.int64", (x, a, h, *changed(4, meta[4].long()))),
-        (ValueError, "start_loc: expected 6 numbers where lora_ids has 5, got 5", (x, a, h, *changed(3, meta[3][:5]))),
-        (ValueError, r"num_tokens_per_lora: expected one contiguous", (x, a, h, *changed(2, meta[2].repeat(2)[::2]))),
-        (TypeError, "out: expected torch.float16 like the input or torch.float32", (x, a, h.double(), *meta)),
-        (TypeError, "lora_a: expected torch.float16 like the input", (x, [each.float() for each in a], h, *meta)),
-    ]  # fmt: skip
-    for error, message, arguments in shrinks:
-        with pytest.raises(error, match=message):
-            vllm.lora_shrink(*arguments, 1.0)
-    expands = [
-        (ValueError, r"inputs: expected \[2, num_tokens, rank\] for lora_b_weights", (h[:1], b, output, *meta)),
-        (ValueError, "output_tensor: expected at least 24 columns", (h, b, output[:, :23], *meta)),
-        (TypeError, "base_output: expected torch.float16 like lora_b", (h, b, output.float(), *meta)),
-    ]
-    for error, message, arguments in expands:
-        with pytest.raises(error, match=message):
-            vllm.lora_expand(*arguments, add_inputs=True)
-    big = torch.zeros(4, 1, rules.MAX_RANK + 64, 40, dtype=x.dtype, device=DEVICE)
-    with pytest.raises(ValueError, match=f"lora_a: expected a max_rank of 1 to {rules.MAX_RANK}, got"):
-        vllm.lora_shrink(x, [big], torch.zeros(1, 9, big.shape[2], device=DEVICE), *meta, 1.0)

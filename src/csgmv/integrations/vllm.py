@@ -14,9 +14,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from csgmv import expand, shrink
+from csgmv import expand, plain_arguments, shrink
 from csgmv.integrations import installation
 from csgmv.integrations.installation import Installation
+from csgmv.integrations.vllm_arguments import (
+    batch_is_idle,
+    check_expand,
+    check_scaling,
+    check_shrink,
+    counted,
+    matrices,
+    remembered,
+)
 from csgmv.integrations.vllm_metadata import Metadata
 
 __all__ = ["TESTED", "Installation", "install", "lora_expand", "lora_shrink"]
@@ -59,16 +68,19 @@ def lora_shrink(
         batch_invariant: as for `csgmv.lora_shrink`.
 
     Raises:
-        TypeError, ValueError: as for `csgmv.lora_shrink`, which calls a slice's weights lora_a and its output out; or
-            of the metadata.
+        TypeError, ValueError: naming the argument, what was expected and what came; nothing has been written then.
     """
-    if not inputs.shape[0] or bool(no_lora_flag_cpu):
+    if batch_is_idle(no_lora_flag_cpu):
         return
-    _check_slices("output_tensor", output_tensor, "lora_a_weights", lora_a_weights)
-    slices = [_matrices(weights) for weights in lora_a_weights]
+    remembered(check_shrink, inputs, lora_a_weights, output_tensor, 0)
+    check_scaling(scaling)
+    plain_arguments.flag("batch_invariant", batch_invariant)
+    if not inputs.shape[0]:
+        return
+    slices = [matrices(weights) for weights in lora_a_weights]
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
-    ).segments(inputs.shape[0], int(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
+    ).segments(inputs.shape[0], counted(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
     output_tensor.zero_()
     x = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
     for lora_a, h in zip(slices, output_tensor.unbind(0)):
@@ -108,22 +120,19 @@ def lora_expand(
         batch_invariant: as for `csgmv.lora_expand`.
 
     Raises:
-        TypeError, ValueError: as for `csgmv.lora_expand`, which calls a slice's weights lora_b and its columns
-            base_output; or of the metadata.
+        TypeError, ValueError: naming the argument, what was expected and what came; nothing has been written then.
     """
-    if bool(no_lora_flag_cpu):
+    if batch_is_idle(no_lora_flag_cpu):
         return
-    _check_slices("inputs", inputs, "lora_b_weights", lora_b_weights)
-    slices = [_matrices(weights) for weights in lora_b_weights]
+    remembered(check_expand, inputs, lora_b_weights, output_tensor, offset_start)
+    plain_arguments.whole("offset_start", offset_start, 0)
+    plain_arguments.flag("add_inputs", add_inputs)
+    plain_arguments.flag("batch_invariant", batch_invariant)
+    slices = [matrices(weights) for weights in lora_b_weights]
     end = offset_start + sum(lora_b.shape[-2] for lora_b in slices)
-    if not 0 <= offset_start <= end <= output_tensor.shape[-1]:
-        raise ValueError(
-            f"output_tensor: expected at least {end} columns for slices of {[each.shape[-2] for each in slices]} from "
-            f"offset_start {offset_start}, got shape {list(output_tensor.shape)}"
-        )
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
-    ).segments(inputs.shape[1], int(num_active_loras), slices[0].shape[0], slices[0].shape[-1])
+    ).segments(inputs.shape[1], counted(num_active_loras), slices[0].shape[0], slices[0].shape[-1])
     if not add_inputs:
         output_tensor[:, offset_start:end].masked_fill_((token_lora_mapping >= 0)[:, None], 0)
     start = offset_start
@@ -132,16 +141,6 @@ def lora_expand(
         base_output = output_tensor[:, start : start + width]
         expand.lora_expand(h, lora_b, segments, (0, width), base_output, padded=True, batch_invariant=batch_invariant)
         start += width
-
-
-def _matrices(weights: torch.Tensor) -> torch.Tensor:
-    """A slice's weights without vLLM's second dimension, which is 1."""
-    return weights.squeeze(1) if weights.dim() == 4 else weights
-
-
-def _check_slices(name: str, h: torch.Tensor, of: str, weights: Sequence[torch.Tensor]) -> None:
-    if h.dim() != 3 or h.shape[0] != len(weights) or not weights:
-        raise ValueError(f"{name}: expected [{len(weights)}, num_tokens, rank] for {of}, got shape {list(h.shape)}")
 
 
 def install() -> Installation:
