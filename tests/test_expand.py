@@ -66,6 +66,16 @@ def test_float32_is_rounded_to_the_weights_dtype(config: ExpandConfig | None, dt
     assert not torch.equal(got, batch.base_output)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_it_is_rounded_once(config: ExpandConfig | None) -> None:
+    """1 + 2⁻¹¹ + 2⁻²² is nearer to float16's next number; with the delta rounded before, it would be a tie, and 1."""
+    h, b = torch.ones(3, 2), torch.tensor([2**-10, 2**-21]).expand(1, 15, 2)
+    segments = Segments.from_tokens([0] * 3, [2], [0.5], chunk_size=16, device=DEVICE)
+    base = torch.ones(3, 17).half().to(DEVICE)
+    lora_expand(h.half().to(DEVICE), b.half().contiguous().to(DEVICE), segments, (0, 15), base, config=config)
+    assert base.tolist() == [[1 + 2**-10] * 15 + [1.0] * 2] * 3
+
+
 def test_rows_and_columns_that_are_not_its_own_keep_their_bits() -> None:
     """Rows without an adapter, and columns past output_dim, even where they hold NaN."""
     batch = make_batch([8, 16, 16], 16, 32, [24, 8], 30, extra=5)

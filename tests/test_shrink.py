@@ -59,6 +59,17 @@ def test_float32_is_not_rounded(config: ShrinkConfig | None, dtype: torch.dtype)
     assert_close(out, reference.lora_shrink(batch.x, batch.lora_a, batch.segments, 2), torch.float32)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_it_is_rounded_once(config: ShrinkConfig | None) -> None:
+    """1 + 2⁻¹¹ + 2⁻²² is nearer to float16's next number, wherever its terms are in input_dim; parts of it are not."""
+    x, a = torch.ones(3, 96), torch.zeros(1, 15, 96)
+    for column, (one, half, rest) in enumerate([(0, 40, 41), (0, 1, 95), (95, 33, 64)]):
+        a[0, column::3, [one, half, rest]] = torch.tensor([1, 2**-11, 2**-22])
+    segments = Segments.from_tokens([0] * 3, [15], [1.0], chunk_size=16, device=DEVICE)
+    h = lora_shrink(x.half().to(DEVICE), a.half().to(DEVICE), segments, config=config)
+    assert h.tolist() == [[1 + 2**-10] * 15] * 3
+
+
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in ("default", "split", "sliced")])
 def test_same_inputs_same_bits(config: ShrinkConfig | None) -> None:
     """Nothing is summed in an order that could change."""

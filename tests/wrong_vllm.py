@@ -143,7 +143,7 @@ SUBJECTS = [
                 (
                     _changed("lora_a_weights", lambda each: [each[0], each[1][:, :, :8].contiguous()]),
                     ValueError,
-                    r"^lora_a_weights\[1\]: expected 4 adapters of rank 16 as the first slice has, got shape \[4, 8, 40\]",
+                    r"^lora_a_weights\[1\]: expected 4 adapters of rank 16 as the first .* got shape \[4, 8, 40\]",
                 ),
             ],
             "output_tensor": [
@@ -189,7 +189,7 @@ SUBJECTS = [
                 (
                     _changed("lora_b_weights", lambda each: [each[0], each[1][..., :8].contiguous()]),
                     ValueError,
-                    r"^lora_b_weights\[1\]: expected 4 adapters of rank 16 as the first slice has, got shape \[4, 16, 8\]",
+                    r"^lora_b_weights\[1\]: expected 4 adapters of rank 16 as the first .* got shape \[4, 16, 8\]",
                 ),
             ],
             "output_tensor": [
