@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from triton._C.libtriton import native_specialize_impl
+
+try:
+    from triton._C.libtriton import native_specialize_impl
+except ImportError:
+    pytest.skip("Triton 3.4 specialises arguments in Python, not here", allow_module_level=True)
 from triton.backends.nvidia.compiler import CUDABackend
 
 from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, dispatch, expand, launch, rules, shrink

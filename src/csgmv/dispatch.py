@@ -109,7 +109,7 @@ def device_limits(device: torch.device) -> rules.Limits:
     return rules.Limits(
         shared_memory=properties.shared_memory_per_block_optin,
         registers=properties.regs_per_multiprocessor,
-        programmatic_launch=torch.version.cuda is not None and properties.major >= 9,
+        programmatic_launch=torch.version.cuda is not None and properties.major >= 9 and launch.DEPENDENT,
     )
 
 

@@ -46,6 +46,9 @@ FOR_NVIDIA: bool = torch.version.hip is None
 
 # The short way calls the launcher of a compiled kernel, which is Triton's own affair: only where it has been run.
 SHORT_WAY: bool = FOR_NVIDIA and not INTERPRETED and rules.version_numbers(triton.__version__)[:2] == (3, 6)
+# Whether kernels can wait for one another by programmatic dependent launch, where the GPU can: Triton 3.4 compiles none
+# that do ("gdc_wait() got an unexpected keyword argument '_semantic'").
+DEPENDENT: bool = rules.version_numbers(triton.__version__) >= (3, 5)
 # What torch.cuda.current_device and Triton's driver call in the end; builds of torch without CUDA have neither.
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)

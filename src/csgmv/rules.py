@@ -385,7 +385,7 @@ def resource_fault(row: Sequence[ConfigValue], key: Key, limits: Limits) -> str 
     An estimate from tile sizes: the tests hold it against what Triton and ptxas report.
     """
     if dict(zip(FIELD_NAMES[key.op], row)).get("overlap") and not limits.programmatic_launch:
-        return "overlap needs programmatic dependent launch (compute capability 9.0)"
+        return "overlap needs programmatic dependent launch (compute capability 9.0, Triton 3.5)"
     faults = (_part_fault(op, part, key, limits) for op, _, part in parts(key.op, row))
     return next(filter(None, faults), None)
 

@@ -22,6 +22,7 @@ def no_vllm() -> Iterator[None]:
     installation._warn_untested.cache_clear()
     with only("vllm"), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, in an older Triton's interpreter
         yield
     assert not vllm._replacement._wanted, "a test left its installation behind"
 
