@@ -18,7 +18,7 @@ import pytest
 import torch
 import triton
 
-from csgmv import dispatch, fallback, rules
+from csgmv import dispatch, fallback, launch, rules
 
 NVIDIA = {"sm_80": "8.0", "sm_86": "8.6", "sm_89": "8.9", "sm_90": "9.0", "sm_100": "10.0", "sm_120": "12.0"}
 ARCHITECTURES = (*NVIDIA, "gfx942")
@@ -68,6 +68,7 @@ def check_that_it_fits(architecture: str, kernels: list[dict[str, Any]]) -> None
         assert architecture in NVIDIA or not kernel["prefetches"], kernel
 
 
+@pytest.mark.skipif(not launch.DEPENDENT, reason="some of these kernels wait for others")
 def test_defaults_and_rows_cut_to_an_architecture_compile_and_fit() -> None:
     """The default of a large tile; where there is little room also of a small one, and float32's, which takes the most.
     And an H200's rows, as they would be lent if it were of that architecture: to its own as they are, to others cut.
@@ -116,6 +117,7 @@ def test_defaults_pass_the_rules_everywhere(op: str, dtype: str) -> None:
                 assert op != "add_lora" or row[-1] is False
 
 
+@pytest.mark.skipif(not launch.DEPENDENT, reason="Triton 3.4 keeps its driver elsewhere")
 def test_limits_under_rocm_come_from_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch for ROCm does not tell a block's shared memory; nothing there is launched as a programmatic dependent."""
     driver = SimpleNamespace(utils=SimpleNamespace(get_device_properties=lambda _: {"max_shared_mem": 65_536}))
@@ -124,6 +126,22 @@ def test_limits_under_rocm_come_from_triton(monkeypatch: pytest.MonkeyPatch) -> 
     limits = dispatch.device_limits.__wrapped__(torch.device("cuda", 0))
     assert limits == rules.Limits(65_536)
     assert not limits.programmatic_launch
+
+
+@pytest.mark.parametrize(
+    ("major", "dependent", "launches"), [(9, True, True), (9, False, False), (8, True, False), (12, True, True)]
+)
+def test_programmatic_launch_takes_the_gpu_and_triton(
+    major: int, dependent: bool, launches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 3.4 cannot compile a kernel that waits for another, whatever the GPU."""
+    found = SimpleNamespace(major=major, shared_memory_per_block_optin=232_448, regs_per_multiprocessor=65_536)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    monkeypatch.setattr(launch, "DEPENDENT", dependent)
+    limits = dispatch.device_limits.__wrapped__(torch.device("cuda", 0))
+    assert limits == rules.Limits(232_448, programmatic_launch=launches)
 
 
 def test_the_limits_are_those_that_the_program_compiles_for() -> None:
