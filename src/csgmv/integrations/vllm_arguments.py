@@ -60,7 +60,7 @@ def remembered(
     misfit = known = None
     try:
         rows = output.shape[-2] - inputs.shape[-2]
-        kinds = [_kind(weight) for weight in weights]
+        kinds = [(each.dtype, each.shape, each.stride(), launch.device_of(each)) for each in weights]
         key = check, rows, inputs.shape[-2] > 1, _kind(inputs), _kind(output), *kinds, offset
         known = launch.plans.get(key)
     except (*arguments.MISFITS, IndexError) as error:
