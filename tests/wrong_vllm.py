@@ -44,6 +44,10 @@ def _tensor(name: str) -> list[Case]:
     ]
 
 
+def _sparse(name: str) -> Case:
+    return _changed(name, lambda one: one.to_sparse()), TypeError, rf"^{name}: expected a strided tensor, got .*sparse"
+
+
 def _several(name: str) -> list[Case]:
     one = rf"^{name}\[1\]: expected "
     return [
@@ -58,6 +62,10 @@ def _several(name: str) -> list[Case]:
         ),
         (_changed(name, lambda each: [each[0], each[1].repeat(1, 2, 1, 1)]), ValueError, one + ".* got shape"),
         (_changed(name, lambda each: [each[0], each[1].double()]), TypeError, one + ".* got torch.float64"),
+        (_changed(name, lambda each: [each[0], each[1].float()]), TypeError, one + ".* got torch.float32"),
+        (_changed(name, lambda each: [each[0], each[1].to_sparse()]), TypeError, one + "a strided .* got .*sparse"),
+        (_changed(name, lambda each: (one for one in each)), TypeError, f"^{name}: expected a list .* got generator"),
+        (_changed(name, lambda each: {*each}), TypeError, f"^{name}: expected a list .* got set"),
         (_changed(name, lambda each: [each[0], each[1].to("meta")]), ValueError, one + ".* got one on meta"),
         (_changed(name, lambda each: [each[0], each[1].mT.contiguous().mT]), ValueError, one + "a contiguous .* got"),
         (_changed(name, lambda each: [each[0], each[1][:2].contiguous()]), ValueError, one + "4 adapters .* got shape"),
@@ -72,7 +80,7 @@ def _metadata() -> dict[str, list[Case]]:
             (_changed(name, lambda one: one.long()), TypeError, rf"^{name}: expected torch\.int32, got torch\.int64"),
             (_changed(name, lambda one: one[None]), ValueError, f"^{name}: expected one contiguous dimension"),
             (_changed(name, lambda one: one.repeat(2)[::2]), ValueError, f"^{name}: expected one contiguous dimension"),
-            (_changed(name, lambda one: one.to("meta")), ValueError, "expected one contiguous dimension on .* got"),
+            (_changed(name, lambda one: one.to("meta")), ValueError, f"^{name}: expected .* on .* got .* on meta"),
         ]
     for name in _NAMES[:2]:
         cases[name].append((_changed(name, lambda one: one[:-1]), ValueError, f"^{name}: expected 7 rows .* got 6"))
@@ -100,6 +108,7 @@ def _metadata() -> dict[str, list[Case]]:
 def _stack(name: str) -> list[Case]:
     return [
         *_tensor(name),
+        _sparse(name),
         (
             _changed(name, lambda one: one[:1]),
             ValueError,
@@ -181,7 +190,7 @@ SUBJECTS = [
                 (
                     _changed("inputs", lambda one: one[:, :-1]),
                     ValueError,
-                    r"^output_tensor: expected \[6, at least 8\]",
+                    r"^output_tensor: expected \[6, at least 27\]",
                 ),
             ],
             "lora_b_weights": [
@@ -194,6 +203,12 @@ SUBJECTS = [
             ],
             "output_tensor": [
                 *_tensor("output_tensor"),
+                _sparse("output_tensor"),
+                (
+                    _changed("output_tensor", lambda one: one.new_zeros(200).as_strided((7, 27), (26, 1))),
+                    ValueError,
+                    r"^output_tensor: expected rows that do not overlap \(a stride of 27 or more\), got strides",
+                ),
                 (
                     _changed("output_tensor", lambda one: one[:, :26]),
                     ValueError,

@@ -24,7 +24,8 @@ _segment_bucket = functools.lru_cache(maxsize=4096)(rules.segment_bucket)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _check_tensor(name: str, tensor: Any) -> None:
+def check_tensor(name: str, tensor: Any) -> None:
+    """A tensor with strides."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -33,7 +34,7 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 def _check_rows(name: str, tensor: Any) -> None:
     """A matrix of a supported dtype, on a device that can run the kernels, with contiguous rows."""
-    _check_tensor(name, tensor)
+    check_tensor(name, tensor)
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions, got shape {list(tensor.shape)}")
     if tensor.dtype not in _DTYPES:
@@ -51,7 +52,7 @@ def _check_rows(name: str, tensor: Any) -> None:
 
 def _check_like(name: str, tensor: Any, like: torch.Tensor, *others: torch.dtype, what: str = "the input") -> None:
     """A tensor of `like`'s device, and of its dtype or one of the others."""
-    _check_tensor(name, tensor)
+    check_tensor(name, tensor)
     if tensor.dtype not in (like.dtype, *others):
         wanted = " or ".join((f"{like.dtype} like {what}", *map(str, others)))
         raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import csgmv
 from batches import DEVICE, DTYPES, assert_close, poisoned
+from csgmv import launch
 from csgmv.integrations import vllm
+from csgmv.integrations.vllm_arguments import check_expand, check_shrink
 from vllm_batches import IDS, RANKS, Meta, expanded, poison_fresh_memory, shrunk, some_x, weights
 
 HALVES = tuple(dtype for dtype in DTYPES if dtype != torch.float32)
@@ -164,6 +167,42 @@ def test_batch_invariant_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch) ->
     x = some_x(len(IDS))
     assert torch.equal(rows(x, IDS)[5:6], rows(x[5:6], IDS[5:6]))
     assert [how["batch_invariant"] for how in seen] == [True] * 4
+
+
+def test_other_numbers_of_rows_have_the_same_plans() -> None:
+    """What is remembered of a layer does not grow with the batches that it has seen."""
+    a, b = weights((8, 16))
+    grown = []
+    for tokens in range(2, 40):
+        ids = [row % 2 for row in range(tokens)]
+        h, output = poisoned(2, tokens, 16, dtype=torch.float32), torch.zeros(tokens, 24).half().to(DEVICE)
+        meta = Meta().refill(ids).arguments(tokens, specialised=False)
+        vllm.lora_shrink(some_x(tokens), a, h, *meta, 1.0)
+        vllm.lora_expand(h, b, output, *meta, add_inputs=True)
+        if tokens in (20, 39):  # by then every bucket of segments has come by
+            grown.append(sum(key[0] in (check_shrink, check_expand) for key in launch.plans))
+    assert grown[0] == grown[1] > 0
+
+
+def test_nothing_is_written_before_a_batch_is_refused() -> None:
+    """Metadata that is elsewhere, where no group of it is to be looked at; rows that there are not, within debug."""
+    a, b = weights((8, 16))
+    h, output = poisoned(2, 9, 16, dtype=torch.float32), torch.ones(9, 24).half().to(DEVICE)
+    batch = Meta().refill((0, 1, -1) * 3)
+    *tensors, flag, _ = batch.arguments(9)
+    elsewhere = [*(each.to("meta") for each in tensors), flag, torch.tensor([0])]
+    with pytest.raises(ValueError, match=r"^token_lora_mapping: expected a tensor on .* like inputs, got one on meta"):
+        vllm.lora_shrink(some_x(9), a, h, *elsewhere, 1.0)
+    with pytest.raises(ValueError, match=r"^token_lora_mapping: expected a tensor on .* like inputs, got one on meta"):
+        vllm.lora_expand(torch.zeros_like(h), b, output, *elsewhere)
+    batch.indices[3] = 9
+    with csgmv.debug():
+        with pytest.raises(ValueError, match=r"permutation\[3\]: expected .* got 9"):
+            vllm.lora_shrink(some_x(9), a, h, *batch.arguments(9), 1.0)
+        with pytest.raises(ValueError, match=r"permutation\[3\]: expected .* got 9"):
+            vllm.lora_expand(torch.zeros_like(h), b, output, *batch.arguments(9))
+    assert h.isnan().all()
+    assert output.eq(1).all()
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,10 @@ TASKS = Plan(LAYERS, 12, chunk_sizes=(16, 32), tokens=(3, 77, 900)).tasks()
 Kept = dict[tuple[Path, int, int], Any]
 
 
-def run(folder: Path) -> Summary:
-    there = archive(folder)
-    return Session(
-        schedule(TASKS, there, H200.limits), H200, HashBench(), Farm(), there, lambda _: None, effort=1
-    ).run()
+def run(folder: Path, pause: float = 0.0) -> Summary:
+    """`pause`: seconds of each screening."""
+    there, bench = archive(folder), HashBench(stop=lambda _: time.sleep(pause))
+    return Session(schedule(TASKS, there, H200.limits), H200, bench, Farm(), there, lambda _: None, effort=1).run()
 
 
 def on_disk(folder: Path) -> Kept:
@@ -51,7 +51,7 @@ def killed(folder: Path, after: float = 60.0, prepare: Callable[[], None] = lamb
 
     def work() -> None:
         prepare()
-        run(folder)
+        run(folder, pause=0.001)  # so that there is time to kill it
 
     process = multiprocessing.get_context("fork").Process(target=work)  # nothing to import again, and nothing of torch
     process.start()

@@ -19,7 +19,9 @@ from csgmv.integrations import installation
 from csgmv.integrations.installation import Installation
 from csgmv.integrations.vllm_arguments import (
     batch_is_idle,
+    check_contents,
     check_expand,
+    check_place,
     check_scaling,
     check_shrink,
     counted,
@@ -72,15 +74,17 @@ def lora_shrink(
     """
     if batch_is_idle(no_lora_flag_cpu):
         return
-    remembered(check_shrink, inputs, lora_a_weights, output_tensor, 0)
+    remembered(check_shrink, inputs, lora_a_weights, output_tensor)
     check_scaling(scaling)
     plain_arguments.flag("batch_invariant", batch_invariant)
     if not inputs.shape[0]:
         return
+    check_place(inputs, token_lora_mapping)
     slices = [matrices(weights) for weights in lora_a_weights]
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
     ).segments(inputs.shape[0], counted(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
+    check_contents(segments, inputs.shape[0], slices[0].shape[-2])
     output_tensor.zero_()
     x = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
     for lora_a, h in zip(slices, output_tensor.unbind(0)):
@@ -125,14 +129,16 @@ def lora_expand(
     if batch_is_idle(no_lora_flag_cpu):
         return
     remembered(check_expand, inputs, lora_b_weights, output_tensor, offset_start)
-    plain_arguments.whole("offset_start", offset_start, 0)
+    plain_arguments.whole("offset_start", offset_start, 0)  # on every call: 1.0, which equals 1, has its plan too
     plain_arguments.flag("add_inputs", add_inputs)
     plain_arguments.flag("batch_invariant", batch_invariant)
+    check_place(inputs, token_lora_mapping)
     slices = [matrices(weights) for weights in lora_b_weights]
     end = offset_start + sum(lora_b.shape[-2] for lora_b in slices)
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
     ).segments(inputs.shape[1], counted(num_active_loras), slices[0].shape[0], slices[0].shape[-1])
+    check_contents(segments, inputs.shape[1], slices[0].shape[-1])
     if not add_inputs:
         output_tensor[:, offset_start:end].masked_fill_((token_lora_mapping >= 0)[:, None], 0)
     start = offset_start

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from csgmv import arguments, launch, plain_arguments
+from csgmv import arguments, batch_faults, launch, plain_arguments
+from csgmv.segments import Segments
 
 
 def batch_is_idle(no_lora_flag_cpu: torch.Tensor | bool) -> bool:
@@ -49,33 +50,48 @@ def check_scaling(scaling: float) -> None:
         raise ValueError(f"scaling: expected a finite number, got {scaling!r}")
 
 
+def check_place(inputs: torch.Tensor, token_lora_mapping: torch.Tensor) -> None:
+    """The batch's first tensor is where the inputs are; the others are compared with it."""
+    if isinstance(token_lora_mapping, torch.Tensor) and token_lora_mapping.device != inputs.device:
+        raise ValueError(
+            f"token_lora_mapping: expected a tensor on {inputs.device} like inputs, got one on "
+            f"{token_lora_mapping.device}"
+        )
+
+
+def check_contents(segments: Segments, tokens: int, rank: int) -> None:
+    """Within `csgmv.debug`, what the batch's tensors hold; unless the stream is being captured."""
+    if launch.debugging and not (segments.permutation.is_cuda and torch.cuda.is_current_stream_capturing()):
+        batch_faults.check_contents(segments, tokens, rank)
+
+
 def remembered(
-    check: Callable[[torch.Tensor, Sequence[torch.Tensor], torch.Tensor, int], None],
+    check: Callable[..., None],
     inputs: torch.Tensor,
     weights: Sequence[torch.Tensor],
     output: torch.Tensor,
-    offset: int,
+    *more: int,
 ) -> None:
     """Check the tensors, unless ones of their kind have passed before."""
     misfit = known = None
     try:
         rows = output.shape[-2] - inputs.shape[-2]
         kinds = [(each.dtype, each.shape, each.stride(), launch.device_of(each)) for each in weights]
-        key = check, rows, inputs.shape[-2] > 1, _kind(inputs), _kind(output), *kinds, offset
+        key = check, rows, inputs.shape[-2] > 1, _kind(inputs), _kind(output), type(weights), *kinds, *more
         known = launch.plans.get(key)
     except (*arguments.MISFITS, IndexError) as error:
         misfit = error
     if known is None:
-        check(inputs, weights, output, offset)
+        check(inputs, weights, output, *more)
         if misfit is not None:
             raise misfit
         launch.remember(key, True)
 
 
 def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """All but the number of rows."""
-    shape = tensor.shape
-    return tensor.dtype, launch.device_of(tensor), (*shape[:-2], shape[-1]), tensor.stride(), tensor.is_contiguous()
+    """All but the number of rows, which the stride from slice to slice has in it too."""
+    shape, stride = tensor.shape, tensor.stride()
+    return tensor.dtype, launch.device_of(tensor), (*shape[:-2], shape[-1]), stride[-2:], tensor.is_contiguous()
 
 
 def matrices(weights: torch.Tensor) -> torch.Tensor:
@@ -83,40 +99,35 @@ def matrices(weights: torch.Tensor) -> torch.Tensor:
     return weights.squeeze(1) if weights.dim() == 4 else weights
 
 
-def check_shrink(inputs: torch.Tensor, weights: Sequence[torch.Tensor], output: torch.Tensor, offset: int) -> None:
-    """What `vllm.lora_shrink` is given: inputs, lora_a_weights and output_tensor; `offset` is nothing there."""
-    del offset
-    _check_several("lora_a_weights", weights)
-    x = inputs.contiguous() if isinstance(inputs, torch.Tensor) and inputs.layout == torch.strided else inputs
+def check_shrink(inputs: torch.Tensor, weights: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+    """What `vllm.lora_shrink` is given: inputs, lora_a_weights and output_tensor."""
+    arguments.check_tensor("inputs", inputs)
+    first = _check_several("lora_a_weights", weights)
+    x = inputs[:0].contiguous() if inputs.dim() == 2 else inputs  # columns may be strided: the call copies them
     for number, slice_weights in enumerate(weights):
         name = f"lora_a_weights[{number}]"
         with _called(x="inputs", lora_a=name):
             rank = arguments.check_lora_a(_check_matrices(name, slice_weights), x, 1)
-        _check_slots(name, matrices(slice_weights), matrices(weights[0]), rows=True)
-    _check_stack("output_tensor", output, (len(weights), x.shape[0], rank), "lora_a_weights")
-    with _called(output="output_tensor"):
-        arguments.check_dense("output", output.flatten(0, 1), (len(weights) * x.shape[0], rank), x, torch.float32)
+        _check_slots(name, matrices(slice_weights), first, rows=True)
+    _check_stack("output_tensor", output, (len(weights), inputs.shape[0], rank), "lora_a_weights")
+    arguments.check_dense("output_tensor", output.flatten(0, 1), (len(output) * len(inputs), rank), x, torch.float32)
 
 
 def check_expand(inputs: torch.Tensor, weights: Sequence[torch.Tensor], output: torch.Tensor, offset: int) -> None:
     """What `vllm.lora_expand` is given: inputs, lora_b_weights, output_tensor and offset_start."""
-    _check_several("lora_b_weights", weights)
+    first = _check_several("lora_b_weights", weights)
     plain_arguments.whole("offset_start", offset, 0)
-    first = _check_matrices("lora_b_weights[0]", weights[0])
     _check_stack("inputs", inputs, (len(weights), None, first.shape[-1]), "lora_b_weights")
-    start = offset
+    columns = offset
     for number, slice_weights in enumerate(weights):
         name = f"lora_b_weights[{number}]"
-        lora_b, h = _check_matrices(name, slice_weights), inputs[number].contiguous()
-        width = lora_b.shape[-2]
-        with _called(h="inputs", lora_b=name, base_output="output_tensor"):
-            arguments.check_lora_b(lora_b, h, (0, width), rounded=True)
-            _check_slots(name, lora_b, first, rows=False)
-            if isinstance(output, torch.Tensor) and output.dim() == 2 and start + width <= output.shape[1]:
-                arguments.check_base_output(output[:, start : start + width], h.shape[0], lora_b, width)
-            else:
-                arguments.check_base_output(output, h.shape[0], lora_b, start + width)
-        start += width
+        lora_b = _check_matrices(name, slice_weights)
+        with _called(h="inputs", lora_b=name):
+            arguments.check_lora_b(lora_b, inputs[number, :0].contiguous(), (0, lora_b.shape[-2]), rounded=True)
+        _check_slots(name, lora_b, first, rows=False)
+        columns += lora_b.shape[-2]
+    with _called(base_output="output_tensor"):
+        arguments.check_base_output(output, inputs.shape[1], first, columns)
 
 
 @contextlib.contextmanager
@@ -131,16 +142,17 @@ def _called(**theirs: str) -> Iterator[None]:
         raise type(error)(f"{theirs[name]}{colon}{rest}") from None
 
 
-def _check_several(name: str, weights: Any) -> None:
+def _check_several(name: str, weights: Any) -> torch.Tensor:
+    """The first slice's weights, if there are any."""
     if not isinstance(weights, (list, tuple)):
         raise TypeError(f"{name}: expected a list with a tensor of each slice, got {type(weights).__name__}")
     if not weights:
         raise ValueError(f"{name}: expected a tensor of each slice, got none")
+    return _check_matrices(f"{name}[0]", weights[0])
 
 
 def _check_matrices(name: str, weights: Any) -> torch.Tensor:
-    if not isinstance(weights, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(weights).__name__}")
+    arguments.check_tensor(name, weights)
     if weights.dim() not in (3, 4) or (weights.dim() == 4 and weights.shape[1] != 1):
         raise ValueError(
             f"{name}: expected [num_loras, rows, columns] or [num_loras, 1, rows, columns], got shape "
@@ -150,18 +162,19 @@ def _check_matrices(name: str, weights: Any) -> torch.Tensor:
 
 
 def _check_slots(name: str, weights: torch.Tensor, first: torch.Tensor, *, rows: bool) -> None:
-    """As many adapters, of the same rank, as the first slice has; the rank is A's rows and B's columns."""
+    """As many adapters, of the same rank and dtype, as the first slice has; the rank is A's rows and B's columns."""
     place = -2 if rows else -1
     if (weights.shape[0], weights.shape[place]) != (first.shape[0], first.shape[place]):
         raise ValueError(
             f"{name}: expected {first.shape[0]} adapters of rank {first.shape[place]} as the first slice has, "
             f"got shape {list(weights.shape)}"
         )
+    if weights.dtype != first.dtype:
+        raise TypeError(f"{name}: expected {first.dtype} as the first slice has, got {weights.dtype}")
 
 
 def _check_stack(name: str, h: Any, shape: tuple[int, int | None, int], of: str) -> None:
-    if not isinstance(h, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(h).__name__}")
+    arguments.check_tensor(name, h)
     slices, rows, rank = shape
     if h.dim() != 3 or h.shape[0] != slices or h.shape[2] != rank or rows not in (None, h.shape[1]):
         said = f"[{slices}, {'num_tokens' if rows is None else rows}, {rank}]"
