@@ -160,6 +160,9 @@ def test_a_gpu_of_as_many_sms_is_nearly_as_good() -> None:
     ):
         present = ("NVIDIA H100 80GB HBM3", "3.6.0", [twin]), ("NVIDIA H200", "3.6.0", [own])
         assert fallback.serve(SHRINK, H200, tables(*present, gpus=gpus)).step == step
+    newer = tables(("NVIDIA H100 80GB HBM3", "3.6.0", [SHRINK]), ("NVIDIA H200", "3.6.0", [about]), gpus=gpus)
+    lent = fallback.serve(SHRINK, H200._replace(triton="3.6.1"), newer)
+    assert lent.step == "GPU NVIDIA H100 80GB HBM3, Triton 3.6.0, exact"
     for lender, version in (("NVIDIA H20", "3.6.0"), ("NVIDIA H100 80GB HBM3", "3.7.0")):
         known = tables((lender, version, [SHRINK]), ("NVIDIA H200", "3.6.0", [about]), gpus=gpus)
         assert fallback.serve(SHRINK, H200, known).step == "nearest segment bucket (16)"

@@ -96,7 +96,7 @@ class AddLoraConfig:
         shrink: the first kernel; with split_k > 1 it leaves float32 partials that the second sums as it loads them.
         expand: the second kernel.
         overlap: start the second kernel's loads of weights and base before the first has finished
-            (programmatic dependent launch; compute capability 9.0 and later).
+            (programmatic dependent launch; compute capability 9.0 and Triton 3.5, and later).
     """
 
     op: ClassVar[str] = "add_lora"

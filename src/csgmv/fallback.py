@@ -227,14 +227,18 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
     nearest Triton version that knows the very layer at about this batch, then those under any. What remains gets the
     architecture's default for about as many rows.
 
-    A GPU that differs in its memory alone, as far as can be told, comes in between: what it found for the very key
-    loses less than what this one found for others, and what it found for the layer less than what this one found for
-    other layers (H100 and H200, `python -m codegen --regret`).
+    A GPU that differs in its memory alone, as far as can be told, comes in between: what it found for the very key,
+    under the Triton version that is asked first, loses less than what this one found for others, and what it found for
+    the layer less than what this one found for other layers (H100 and H200, `python -m codegen --regret`).
     """
     own = tables.rows.get((where.gpu, where.triton), {})
     if key[6:] in own.get(key[:6], ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
         yield served
-    for gpu, version in dict.fromkeys(_places(key, where, tables)):
+    asked = set[tuple[str, str]]()
+    for gpu, version in _places(key, where, tables):
+        if (gpu, version) in asked:
+            continue
+        asked.add((gpu, version))
         for source in lenders(key, tables.rows[gpu, version]):
             if served := _served(key, where, tables, source, gpu, version):
                 yield served
@@ -246,17 +250,19 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
 def _places(key: Key, where: Target, tables: Tables) -> Iterator[tuple[str, str]]:
     """GPUs and Triton versions in the order in which `offers` asks for their rows; some come twice."""
     gpus = nearest_gpus(where, tables.gpus)
-    present = {gpu: [version for name, version in tables.rows if name == gpu] for gpu in gpus}
+    heads = [head for head, rows in tables.rows.items() if any(rows.values())]
+    present = {gpu: [version for name, version in heads if name == gpu] for gpu in gpus}
     versions = {gpu: nearest_versions(where.triton, present[gpu]) for gpu in gpus}
     knowing = {gpu: [version for version in versions[gpu] if _knows(key, tables.rows[gpu, version])] for gpu in gpus}
     alike = [gpu for gpu in gpus if gpu == where.gpu or tables.gpus[gpu][1] == where.sm_count]
+    version = (versions[where.gpu] or [where.triton])[0]
     for gpu in alike:
-        if where.triton in knowing[gpu] and _knows(key, tables.rows[gpu, where.triton], within=0.0):
-            yield gpu, where.triton
+        if version in knowing[gpu] and _knows(key, tables.rows[gpu, version], within=0.0):
+            yield gpu, version
     for gpu in alike:
-        yield from ((gpu, version) for version in knowing[gpu])
+        yield from ((gpu, other) for other in knowing[gpu])
     for gpu in gpus:
-        yield from ((gpu, version) for version in knowing[gpu] + versions[gpu])
+        yield from ((gpu, other) for other in knowing[gpu] + versions[gpu])
 
 
 def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, version: str) -> Served | None:

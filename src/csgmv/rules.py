@@ -283,7 +283,7 @@ class Limits(NamedTuple):
     shared_memory: int
     registers: int = 65536
     threads: int = 1024
-    programmatic_launch: bool = False  # griddepcontrol: compute capability 9.0 and later
+    programmatic_launch: bool = False  # griddepcontrol: compute capability 9.0, Triton 3.5, and later
 
 
 # By compute capability: the "maximum amount of shared memory per thread block" of the table of technical specifications

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +87,27 @@ def test_one_thread_decides_while_another_is_measuring(tmp_path: Path) -> None:
     running.run()
     assert most == 1
     assert overtaken > 0
+
+
+@pytest.mark.parametrize("after", [1, 60, 200])
+def test_ctrl_c_meets_no_thread_that_measures(tmp_path: Path, after: int) -> None:
+    """It ends the run when what is being measured has come back; every measurement got the answer that was its own."""
+    asked: list[object] = []
+
+    def interrupt(screens: int) -> None:
+        if screens == after:
+            _thread.interrupt_main()
+            time.sleep(0.5)
+        asked.append(threading.current_thread())
+
+    running = session(tmp_path, HashBench(stop=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert threading.main_thread() not in asked
+    assert len(asked) <= after + 50  # the rest of a round on each thread
+    assert not running._turns.deciding.locked()
+    before = keys_on_disk(tmp_path)
+    assert session(tmp_path, HashBench()).run().fresh == len(before) < len(PLAN.tasks())
 
 
 def test_what_a_thread_raises_ends_the_run(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
     "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
     "rows": lambda result: (result.key.op, fallback.most_rows(result.key)),
     "dimensions": _dimensions,
-    "dimensions of a GPU": lambda result: (result.gpu, result.triton, _dimensions(result)),
+    "dimensions of a GPU": lambda result: (result.gpu, _dimensions(result)),
     "rank": lambda result: (result.key.op, result.key.max_rank),
     "Triton version": lambda result: (result.gpu, result.triton),
     "GPU": lambda result: result.gpu,

@@ -259,7 +259,7 @@ class _Desk:
 
 
 class _Known:
-    """The records that a unit knows. See tuner.Store."""
+    """The records that a unit knows. See agenda.Store."""
 
     def __init__(self, records: Mapping[rules.Key, Mapping[str, Any]]) -> None:
         self._records = dict(records)

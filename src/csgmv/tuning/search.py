@@ -6,8 +6,8 @@ were searched before, say of it; what is compiled already is screened freely, an
 at the first keys of a family, which lie far apart, than at those between them. From the best so far the search walks to
 neighbours; the later keys of a family only as long as that gains something. `joint` does the same for add_lora.
 
-A search yields the rows that it wants compiled and is sent what became of each; between a yield and the next it has the
-GPU to itself. So one thread drives many searches, and the GPU measures for one while processes compile for others.
+A search yields the rows that it wants compiled and is sent what became of each; only within `Shared.measuring` does it
+use the GPU. So few threads drive many searches, and the GPU measures for one while processes compile for others.
 """
 
 from __future__ import annotations

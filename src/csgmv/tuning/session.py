@@ -24,6 +24,7 @@ from csgmv.tuning.turns import Turns
 
 AT_ONCE = 40  # searches under way: while one is measured, the others' configs are compiled
 _POLL_SECONDS = 0.02
+_INTERRUPTED_SECONDS = 0.1  # in which Ctrl-C is noticed, whichever thread the signal comes to
 
 
 class Step(NamedTuple):
@@ -122,16 +123,24 @@ class Session:
         self._running: list[_Running] = []
         self._records: dict[rules.Key, Record] = {}
         self._done = 0
-        self._waiting = 0.0
+        self._waiting, self._waiters = 0.0, 0
         self._threads, self._over = threads, False
 
     def run(self, deadline: float | None = None) -> Summary:
-        """Search until every key is done, or the monotonic clock has passed the deadline."""
+        """Search until every key is done, or the monotonic clock has passed the deadline.
+
+        The thread that calls this only waits: it is the one that Ctrl-C interrupts, wherever it may be, and none that
+        holds a lock or has asked for a measurement may be.
+        """
         with self._turns.quick_switches(), ThreadPoolExecutor(self._threads) as pool:
-            others = [pool.submit(self._drive, deadline) for _ in range(self._threads - 1)]
-            self._drive(deadline)
-        for other in others:
-            other.result()  # what it raised
+            drives = [pool.submit(self._drive, deadline) for _ in range(self._threads)]
+            try:
+                while wait(drives, _INTERRUPTED_SECONDS).not_done:
+                    pass
+            finally:
+                self._over = True
+        for drive in drives:
+            drive.result()  # what it raised
         for one in (*self._running, *self._queue):
             one.search.close()
         tuned = len(self._records)
@@ -164,17 +173,19 @@ class Session:
                 raise
 
     def _wait(self, deadline: float | None) -> None:
+        assert not all(one.idle for one in self._running), "searches wait for each other"
         pending = {future for one in self._running for future in one.pending()}
-        alone = not any(one.busy for one in self._running)
-        assert pending or not alone, "searches wait for each other"
+        starved = self._waiters == 0 and not any(one.busy for one in self._running)
         left = _POLL_SECONDS if deadline is None else max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))
         begun = time.monotonic()
+        self._waiters += 1
         with self._turns.others_decide():
             if pending:
                 wait(pending, timeout=left, return_when=FIRST_COMPLETED)
-            else:
+            elif not starved:
                 time.sleep(left)
-        if alone:
+        self._waiters -= 1
+        if starved:
             self._waiting += time.monotonic() - begun
 
     def _make(self, task: Task) -> _Running:
