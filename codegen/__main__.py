@@ -21,7 +21,7 @@ def _name(target: choose.Target, key: rules.Key) -> str:
 def _stale(chosen: choose.Choice) -> int:
     """How many rows were measured with kernels other than those of this source tree."""
     today = kernel_hash.kernel_hash()
-    return sum(result.kernel_hash != today for result in chosen.results)
+    return sum(not kernel_hash.same_kernels(result.kernel_hash, today) for result in chosen.results)
 
 
 def _report(choice: choose.Choice) -> Iterator[str]:

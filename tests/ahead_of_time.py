@@ -44,19 +44,29 @@ def _bytes(instruction: str, operands: str) -> int:
     return (int(vector[1]) if vector else 1) * int(scalar[1]) // 8
 
 
+def _left_out(names: list[str], constants: dict) -> list[str]:
+    """Arguments that a kernel is compiled without: those of further slices, unless they are apart."""
+    flags = {"lora_a": "A_APART", "lora_b": "B_APART", "h": "H_APART", "base_output": "BASE_APART"}
+    flags["base_stride"] = "BASE_APART"
+    further = [name for name in names if name[-1] in "123" and name[:-1] in flags]
+    absent = [name for name in further if not constants.get(flags[name[:-1]])]
+    return [*absent, *["b_stride"] * bool(constants.get("B_APART"))]
+
+
 def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) -> dict:
     """One kernel; pointers are 16-byte aligned, sizes multiples of 16 as in real layers, or of 8 with BY_8."""
     kernel = KERNELS[name]
     like = constants.pop("dtype", "*bf16")
     h_type = constants.pop("h", like)
     signature, attributes = {}, {}
+    pointers = {**dict.fromkeys(("x", "lora_a", "lora_b", "base_output"), like), "h": h_type}
+    pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
+    constants |= dict.fromkeys(_left_out(kernel.arg_names, constants))
     for index, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
             continue
-        pointers = {**dict.fromkeys(("x", "lora_a", "lora_b", "base_output"), like), "h": h_type}
-        pointers |= dict.fromkeys(INDICES, "*i32") | {"scalings": "*fp32"}
-        signature[argument] = pointers.get(argument, "i32")
+        signature[argument] = pointers.get(argument.rstrip("123"), "i32")
         by_16 = signature[argument] != "i32" or not constants.get("BY_8")
         if by_16 and argument not in COUNTS:
             attributes[(index,)] = [["tt.divisibility", 16]]

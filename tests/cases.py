@@ -21,6 +21,7 @@ MIXES = ("random", "runs", "prompts", "turns", "one", "some", "none")
 GROUPINGS = ("tokens", "sequences", "on the device", "refilled", "refilled on the device", "other adapters")
 SOURCES = ("the table", "the default", "a row", "the tuning space", "any")
 TENSORS = ("x", "lora_a", "lora_b", "base_output")
+SLICED = ("lora_a", "lora_b", "h", "base_output")
 
 
 class Scale(NamedTuple):
@@ -81,6 +82,7 @@ class Case:
         x_extra, base_extra: columns between rows of x or h, and of base_output, which nobody may touch.
         unaligned: the tensor that does not begin at a multiple of 16 bytes; "" for none.
         given_out: whether shrink is given the tensor that it writes.
+        apart: of SLICED those whose slices are tensors of their own, as far as the operation takes them.
         config: the config's row; None for what the operation finds.
         source: where that came from, one of SOURCES.
         num_tokens, idle_rows: rows of the batch, and rows of x after these.
@@ -115,6 +117,7 @@ class Case:
     grouping: str = "tokens"
     spare_tokens: int = 0
     seed: int = 0
+    apart: tuple[str, ...] = ()
 
     @property
     def key(self) -> rules.Key:
@@ -173,6 +176,7 @@ def draw_kind(draw: random.Random, scale: Scale, dtypes: Sequence[str], limits: 
         given_out=draw.random() < 0.5,
         config=None,
         source=draw.choice(SOURCES),
+        apart=tuple(name for name in SLICED if draw.random() < 0.5) if draw.random() < 0.4 else (),
     )
     return kind if kind.source == "the table" else dataclasses.replace(kind, config=_row(draw, kind, scale, limits))
 

@@ -52,6 +52,7 @@ COUNTED: dict[str, Callable[[Case], object]] = {
     "max_rank": lambda case: case.max_rank,
     "batch_invariant": lambda case: case.batch_invariant,
     "unaligned": lambda case: case.unaligned or "nothing",
+    "slices apart": lambda case: " + ".join(case.apart) or "none",
 }
 
 

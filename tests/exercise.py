@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Operands:
     """A case's tensors: `inputs` is x, or expand's h; `output` is base_output, or shrink's h, None if it is not given.
 
     Attributes:
+        ranks: int64 [rows], of each row's adapter, 0 where there is none; on the host.
         used: bool [rows], which rows have an adapter of some rank.
         own: bool [rows, slices · max_rank], which of h's numbers are theirs, as shrink and expand have them.
     """
@@ -37,6 +39,7 @@ class Operands:
     lora_b: Fenced
     output: Fenced | None
     segments: Segments
+    ranks: torch.Tensor
     used: torch.Tensor
     own: torch.Tensor
 
@@ -77,14 +80,11 @@ def prepare(case: Case, device: torch.device) -> Operands:
         return torch.randn(shape, generator=draw, device=device).mul_(scale).to(dtype)
 
     ids = torch.tensor(case.ids(), dtype=torch.int64)
-    ranks = torch.tensor((*case.ranks, 0))[ids]  # an id of -1 takes the last
-    used = torch.zeros(rows, dtype=torch.bool)
-    used[: case.num_tokens] = ranks > 0
-    own = torch.zeros(rows, width, dtype=torch.bool)
+    ranks = torch.zeros(rows, dtype=torch.int64)
+    ranks[: case.num_tokens] = torch.tensor((*case.ranks, 0))[ids]  # an id of -1 takes the last
     column = torch.arange(width)
     place = column % case.max_rank if case.padded else column // slices  # below the rank where a column is the rank's
-    own[: case.num_tokens] = place < ranks[:, None]
-    used, own = used.to(device), own.to(device)
+    used, own = (ranks > 0).to(device), (place < ranks[:, None]).to(device)
 
     lora_a = memory("lora_a", loras + 1, width, case.input_dim)
     lora_b = memory("lora_b", loras + 1, output_dim, case.max_rank)
@@ -109,7 +109,8 @@ def prepare(case: Case, device: torch.device) -> Operands:
         output = memory("base_output", rows, width)
     for each in (inputs, lora_a, lora_b, *([output] if output else [])):
         each.keep()
-    return Operands(inputs, lora_a, lora_b, output, _fenced(segments_of(case, device), rows, loras, case), used, own)
+    segments = _fenced(segments_of(case, device), rows, loras, case)
+    return Operands(inputs, lora_a, lora_b, output, segments, ranks, used, own)
 
 
 def segments_of(case: Case, device: torch.device) -> Segments:
@@ -165,14 +166,65 @@ def call(case: Case, operands: Operands) -> torch.Tensor:
     """Make the call; what it returns."""
     config: Any = None if case.config is None else configs.from_row(case.op, case.config)
     how: dict[str, Any] = {"padded": case.padded, "config": config, "batch_invariant": case.batch_invariant}
-    inputs, a, b = operands.inputs.tensor, operands.lora_a.tensor, operands.lora_b.tensor
+    inputs: Any = operands.inputs.tensor
     output, segments, offsets = operands.output, operands.segments, (0, *itertools.accumulate(case.widths))
+    a, b = _slices_of_a(case, operands.lora_a.tensor), _slices_of_b(case, operands.lora_b.tensor)
     if case.op == "shrink":
-        return lora_shrink(inputs, a, segments, len(case.widths), out=output.tensor if output else None, **how)
+        out: Any = output.tensor if output else None
+        if out is None or "h" not in case.apart:
+            return lora_shrink(inputs, a, segments, len(case.widths), out=out, **how)
+        slices = tuple(out.new_full((len(out), case.max_rank), torch.nan) for _ in case.widths)
+        assert lora_shrink(inputs, a, segments, len(case.widths), out=slices, **how) is slices
+        for row, column, slice_id, own in _own_columns(case, operands.ranks):
+            out[row, column] = slices[slice_id][row, own]
+        return out  # type: ignore[no-any-return]
     assert output is not None
+    base: Any = output.tensor
+    if "base_output" in case.apart:
+        base = tuple(base[:, start:end] for start, end in itertools.pairwise(offsets))
     if case.op == "expand":
-        return lora_expand(inputs, b, segments, offsets, output.tensor, **how)
-    return add_lora(output.tensor, inputs, a, b, segments, offsets, **how)
+        given = lora_expand(_slices_of_h(case, inputs, operands.ranks), b, segments, offsets, base, **how)
+    else:
+        given = add_lora(base, inputs, a, b, segments, offsets, **how)
+    assert given is base
+    return output.tensor
+
+
+def _own_columns(case: Case, ranks: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]]:
+    """Where, in what holds all slices for each of these ranks, the numbers of a slice are.
+
+    Yields for each slice: numbers of the ranks; columns where all slices are together; the slice; columns in it.
+    """
+    for slice_id in range(len(case.widths)):
+        column = torch.arange(case.max_rank)
+        at, own = (column < ranks[:, None]).nonzero(as_tuple=True)
+        yield at, slice_id * (case.max_rank if case.padded else ranks[at]) + own, slice_id, own
+
+
+def _slices_of_a(case: Case, whole: torch.Tensor) -> Any:
+    """The weights, or a tensor for each slice; past an adapter's rank NaN."""
+    if "lora_a" not in case.apart:
+        return whole
+    slices = tuple(whole.new_full((len(whole), case.max_rank, whole.shape[2]), torch.nan) for _ in case.widths)
+    ranks = torch.tensor((*case.ranks, *[0] * (len(whole) - len(case.ranks))))
+    for slot, column, slice_id, own in _own_columns(case, ranks):
+        slices[slice_id][slot, own] = whole[slot, column]
+    return slices
+
+
+def _slices_of_b(case: Case, whole: torch.Tensor) -> Any:
+    if "lora_b" not in case.apart:
+        return whole
+    return tuple(part.contiguous() for part in whole.split(case.widths, dim=1))
+
+
+def _slices_of_h(case: Case, whole: torch.Tensor, ranks: torch.Tensor) -> Any:
+    if "h" not in case.apart:
+        return whole
+    slices = tuple(whole.new_full((len(whole), case.max_rank), torch.nan) for _ in case.widths)
+    for row, column, slice_id, own in _own_columns(case, ranks):
+        slices[slice_id][row, own] = whole[row, column]
+    return slices
 
 
 def expected(case: Case, operands: Operands, output: Fenced) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,7 +325,8 @@ def _alone(case: Case, operands: Operands, first: torch.Tensor, device: torch.de
 
     inputs = one(operands.inputs, "x", 0 if case.op == "expand" else case.x_extra)
     output = operands.output and one(operands.output, "base_output", 0 if case.op == "shrink" else case.base_extra)
-    alone = dataclasses.replace(operands, inputs=inputs, output=output, segments=segments)
+    ranks = operands.ranks[row : row + 1]
+    alone = dataclasses.replace(operands, inputs=inputs, output=output, segments=segments, ranks=ranks)
     got = bits(call(dataclasses.replace(case, chunk_size=chunk_size), alone))[0]
     due = operands.due(case)[row]
     assert torch.equal(got[due], first[row][due]), f"row {row} has other bits in a batch of its own"

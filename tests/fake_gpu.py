@@ -6,6 +6,7 @@ What Triton would compile is asked of Triton itself: its own function says how i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -33,14 +34,14 @@ class Launched(NamedTuple):
         way: "long", Triton's own; "short", past it; "object", past it but for its launcher object.
         binary: kernel, device; and by their names: how each argument is specialised, constants, options.
         programs: the grid's size.
-        pointers, sizes: the run-time arguments.
+        pointers, sizes: the run-time arguments, None where the kernel is compiled without.
     """
 
     way: str
     binary: tuple[Any, ...]
     programs: int
-    pointers: tuple[int, ...]
-    sizes: tuple[int, ...]
+    pointers: tuple[int | None, ...]
+    sizes: tuple[int | None, ...]
 
 
 class _Launcher:
@@ -92,10 +93,10 @@ class _Kernel:
 
     def __getitem__(self, grid: tuple[int]) -> Any:
         def start(*given: Any, **named: Any) -> Any:
-            tensors = [each for each in given if isinstance(each, torch.Tensor)]
+            tensors = [*itertools.takewhile(lambda each: not isinstance(each, int), given)]
             sizes = given[len(tensors) :]
             binary = self._binary(given, named)
-            pointers = tuple(each.data_ptr() for each in tensors)
+            pointers = tuple(None if each is None else each.data_ptr() for each in tensors)
             self._gpu.launched.append(Launched("long", binary, grid[0], pointers, sizes))
             launcher = _Launcher(self._gpu, len(pointers), len(binary[3]))
             return SimpleNamespace(run=launcher, function=binary, packed_metadata=("metadata", binary))

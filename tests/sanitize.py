@@ -149,6 +149,7 @@ def make(case: Case, device: torch.device) -> None:
         *(SimpleNamespace(tensor=_laid(each, device)) for each in (there.inputs, there.lora_a, there.lora_b)),
         output,
         exercise.segments_of(case, device),
+        there.ranks,
         there.used,
         there.own,
     )

@@ -51,6 +51,7 @@ class Kind(NamedTuple):
     chunk_sizes: tuple[int, ...] | None = None
     padded: bool = False
     batch_invariant: bool = False
+    apart: tuple[str, ...] = ()
 
     @property
     def how(self) -> dict[str, bool]:
@@ -58,14 +59,23 @@ class Kind(NamedTuple):
         return {"padded": self.padded, "batch_invariant": self.batch_invariant}
 
 
-KINDS = (Kind(), Kind(torch.float32, (24, 128), padded=True), Kind(chunk_sizes=(16, 64), batch_invariant=True))
+KINDS = (
+    Kind(),
+    Kind(torch.float32, (24, 128), padded=True),
+    Kind(chunk_sizes=(16, 64), batch_invariant=True),
+    Kind(padded=True, apart=("lora_a", "lora_b", "base_output")),
+    Kind(chunk_sizes=(16,), apart=("lora_a", "h")),
+)
 
 
 def calls_of(kind: Kind, layers: tuple[LayerShape, ...]) -> list[binaries.Call]:
     sizes = kind.chunk_sizes or chunk_sizes.possible(MAX_TOKENS, MAX_LORAS, CPU)
     batches = binaries._batches(sizes, MAX_TOKENS, MAX_LORAS, CPU)
-    each = (binaries._calls(layer, MAX_RANK, kind.dtype, rules.OPS, batches, CPU, kind.how) for layer in layers)
-    return [call for of_layer in each for call in of_layer]
+    return [
+        call
+        for layer in layers
+        for call in binaries._calls(layer, MAX_RANK, kind.dtype, rules.OPS, batches, CPU, kind.how, kind.apart)
+    ]
 
 
 @functools.cache
@@ -84,10 +94,19 @@ def make(op: str, layer: LayerShape, kind: Kind, segments: Segments, rows: int, 
     empty = functools.partial(torch.empty, dtype=kind.dtype)
     x, base = empty(rows, layer.input_dim + wider)[:, : layer.input_dim], empty(rows, output_dim + wider)
     lora_a, lora_b = empty(loras, slices * MAX_RANK, layer.input_dim), empty(loras, output_dim, MAX_RANK)
+    h, out, ranks = empty(rows, slices * MAX_RANK), None, [MAX_RANK] * slices
+    if "lora_a" in kind.apart:
+        lora_a = tuple(part.contiguous() for part in lora_a.split(ranks, dim=1))
+    if "lora_b" in kind.apart:
+        lora_b = tuple(part.contiguous() for part in lora_b.split(layer.slice_widths, dim=1))
+    if "h" in kind.apart:
+        h = out = tuple(part.contiguous() for part in h.split(ranks, dim=1))
+    if "base_output" in kind.apart:
+        base = tuple(empty(rows, width + wider) for width in layer.slice_widths)
     if op == "shrink":
-        lora_shrink(x, lora_a, segments, slices, **kind.how)
+        lora_shrink(x, lora_a, segments, slices, out=out, **kind.how)
     elif op == "expand":
-        lora_expand(empty(rows, slices * MAX_RANK), lora_b, segments, offsets, base, **kind.how)
+        lora_expand(h, lora_b, segments, offsets, base, **kind.how)
     else:
         add_lora(base, x, lora_a, lora_b, segments, offsets, **kind.how)
 
@@ -252,7 +271,8 @@ def test_the_command_hands_its_options_over(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     layers = ("--layer", "qkv:64:32+16+16", "--layer", "o:64:64", "--layer", "again:64:64")
     sizes = ("--rank", "8", "--max-tokens", "512", "--max-loras", "4", "--chunk-sizes", "16", "64", "--threads", "3")
-    assert command(*layers, *sizes, "--dtype", "float16", "--ops", "add_lora", "--padded") == 0
+    options = ("--dtype", "float16", "--ops", "add_lora", "--padded", "--apart", "lora_a", "base_output")
+    assert command(*layers, *sizes, *options) == 0
     assert [layer.name for layer in seen.pop("layers")] == ["qkv", "o"]
     assert seen == {
         "max_rank": 8,
@@ -263,6 +283,7 @@ def test_the_command_hands_its_options_over(
         "chunk_sizes": [16, 64],
         "padded": True,
         "batch_invariant": False,
+        "apart": ["lora_a", "base_output"],
         "threads": 3,
         "progress": None,
     }

@@ -90,6 +90,13 @@ class Call:
     b_shift: int = 0
     base_shift: int = 0
     out_shift: int = 0
+    apart: tuple[str, ...] = ()  # of lora_a, lora_b, base, h and out those whose slices are tensors of their own
+    second_shift: int = 0  # of the second slice of these
+    second_extra: int = 0  # columns between rows of base's second slice
+    second_columns: int = 0  # beyond its width
+    second_rows: int = 0  # beyond what it is to have, of base and weights
+    second_dtype: torch.dtype | None = None
+    one_slice_more: bool = False
     transposed: str = ""  # the tensor whose last dimension is not contiguous
     elsewhere: str = ""  # the tensor that is on another device
     no_tensor: str = ""  # the tensor that is a list
@@ -121,6 +128,31 @@ def place(call: Call, name: str, tensor: torch.Tensor) -> Any:
     return tensor.to(WRONG_DEVICE) if call.elsewhere == name else tensor
 
 
+def slices_of(placed: Any) -> tuple[Any, ...]:
+    """The tensors that an operand consists of."""
+    return placed if isinstance(placed, tuple) else (placed,)
+
+
+def apart(call: Call, name: str, whole: torch.Tensor) -> tuple[Any, ...]:
+    """The same in a tensor for each slice."""
+    found = []
+    for i, width in enumerate(call.widths):
+        second = i == 1
+        dtype = (call.second_dtype if second else None) or whole.dtype
+        more, shift = call.second_rows * second, call.second_shift * second
+        if name == "base":
+            columns = width + call.second_columns * second
+            stride = columns + call.base_extra + call.second_extra * second
+            one = memory(whole.shape[0] + more, columns, dtype=dtype, shift=shift, stride=stride)
+        elif name in ("h", "out"):
+            one = memory(whole.shape[0] + more, call.max_rank, dtype=dtype, shift=shift)
+        else:
+            rows = width if name == "lora_b" else whole.shape[1] // len(call.widths)
+            one = memory(whole.shape[0], rows + more, whole.shape[2], dtype=dtype, shift=shift)
+        found.append(place(call, name, one))
+    return (*found, *found[:1] * call.one_slice_more)
+
+
 def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     """The call, ready to be made any number of times, and the names of its tensors by their pointers."""
     dtype, slices, output_dim = call.dtype, len(call.widths), sum(call.widths)
@@ -147,9 +179,12 @@ def prepared(call: Call) -> tuple[Callable[[], object], dict[int, str]]:
     batch[0] = place(call, "permutation", batch[0])
     counts = call.chunk_size, call.num_segments, call.num_tokens, call.least_tokens, call.largest_rank
     segments = call.kind_of_segments(*batch, *counts)
-    x, h, a, b, base, out = placed = [place(call, *each) for each in tensors.items()]
+    x, h, a, b, base, out = placed = [
+        apart(call, *each) if each[0] in call.apart else place(call, *each) for each in tensors.items()
+    ]
     # Of what `make` keeps alive: other memory may be handed out again.
-    names = {each.data_ptr(): name for name, each in zip(tensors, placed) if isinstance(each, torch.Tensor)}
+    sliced = [(f"{name} {i}", part) for name, each in zip(tensors, placed) for i, part in enumerate(slices_of(each))]
+    names = {each.data_ptr(): name for name, each in sliced if isinstance(each, torch.Tensor)}
     names |= {each.data_ptr(): f"segments {i}" for i, each in enumerate(batch)}
     offsets: Any = tuple(call.offset_type(sum(call.widths[:i])) for i in range(slices + 1))
     offsets = list(offsets) if call.list_of_offsets else offsets
@@ -220,6 +255,7 @@ class NoSegments:
 
 ONE_ROW = {"rows": 1, "num_tokens": 1, "least_tokens": 1}
 HALF, SINGLE, LONG = torch.bfloat16, torch.float32, torch.int64
+SLICED = ("lora_a", "lora_b", "base", "h")  # and out, which has changes of its own
 CHANGES: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": SINGLE},
     "other 16-bit dtype": {"dtype": HALF},
@@ -310,6 +346,24 @@ CHANGES: dict[str, dict[str, Any]] = {
     "config of another operation": {"config": 3},
     "config not hashable": {"config": [3]},
     "config": {"config": config()},
+    **{f"{name} apart": {"apart": (name,)} for name in SLICED},
+    "all apart": {"apart": SLICED},
+    "apart, one slice": {"apart": SLICED, "widths": (96,)},
+    "apart, three slices": {"apart": SLICED, "widths": (32, 32, 32)},
+    "apart, odd widths": {"apart": SLICED, "widths": (31, 65)},
+    "apart, widths multiples of 8": {"apart": SLICED, "widths": (40, 56)},
+    "apart, a width of 0": {"apart": SLICED, "widths": (0, 96)},
+    "apart, a slice too many": {"apart": SLICED, "one_slice_more": True},
+    **{f"{name} apart, a slice too many": {"apart": (name,), "one_slice_more": True} for name in SLICED},
+    **{f"{name} apart, one no tensor": {"apart": (name,), "no_tensor": name} for name in SLICED},
+    **{f"{name} apart, transposed": {"apart": (name,), "transposed": name} for name in SLICED},
+    **{f"{name} apart, elsewhere": {"apart": (name,), "elsewhere": name} for name in SLICED},
+    **{f"second {name} of other {what}": {"apart": (name,), **changed} for name in SLICED for what, changed in {
+        "alignment": {"second_shift": 1}, "dtype": {"second_dtype": HALF}, "rows": {"second_rows": 1}}.items()},
+    "second base of an odd stride": {"apart": ("base",), "second_extra": 3},
+    "second base of a stride that is a multiple of 8": {"apart": ("base",), "second_extra": 8},
+    "second base wider": {"apart": ("base",), "second_columns": 16},
+    "second base too narrow": {"apart": ("base",), "second_columns": -16, "second_extra": 16},
     **{f"shrink {name}": {"config": config({name: value})} for name, value in {
         "block_m": 64, "block_n": 32, "block_k": 64, "column_tiles": 2, "split_k": 2, "num_warps": 8, "num_stages": 3,
         "maxnreg": 128}.items()},
@@ -331,9 +385,15 @@ OUT_CHANGES: dict[str, dict[str, Any]] = {
     "transposed": {"transposed": "out"},
     "elsewhere": {"elsewhere": "out"},
     "no tensor": {"no_tensor": "out"},
+    "apart": {"apart": ("out",)},
+    "apart, a slice too many": {"apart": ("out",), "one_slice_more": True},
+    "apart, elsewhere": {"apart": ("out",), "elsewhere": "out"},
+    "apart, partials": {"apart": ("out",), "config": config({"split_k": 2})},
+    **{f"second of other {what}": {"apart": ("out",), **changed} for what, changed in {
+        "alignment": {"second_shift": 1}, "dtype": {"second_dtype": HALF}, "rows": {"second_rows": 1}}.items()},
     "one row": ONE_ROW,
     "partials": {"config": config({"split_k": 2})},
-}
+}  # fmt: skip
 
 
 def firsts(op: str) -> tuple[Call, ...]:
@@ -352,6 +412,8 @@ def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
         other = dataclasses.replace(first, **change)
         assert_as_if_unknown([first, other])
         assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
+        if "apart" in change:
+            assert_as_if_unknown([dataclasses.replace(first, apart=change["apart"]), other])
 
 
 def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:
@@ -360,7 +422,8 @@ def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:
     But for three: partials are always fresh memory of float32, the kernel that sums them has tiles of one height, and
     an option that is there or not is never False.
     """
-    for op, change in itertools.product(OPS, CHANGES.values()):
+    outs = [{"out": True, **change} for change in OUT_CHANGES.values()]
+    for op, change in itertools.product(OPS, [*CHANGES.values(), *outs]):
         for first in firsts(op):
             with contextlib.suppress(TypeError, ValueError):
                 prepared(dataclasses.replace(first, **change))[0]()
@@ -384,6 +447,8 @@ def test_each_thing_about_out_counts(change: dict[str, Any]) -> None:
     other = dataclasses.replace(first, **change)
     assert_as_if_unknown([first, other])
     assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
+    if "apart" in change:
+        assert_as_if_unknown([dataclasses.replace(first, apart=change["apart"]), other])
 
 
 @settings(deadline=None)  # the first launch of a kind takes longer than the next

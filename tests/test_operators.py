@@ -19,6 +19,7 @@ RANKS, MAX_RANK, INPUT_DIM, OFFSETS = [16, 7, 12], 16, 64, (0, 16, 48)
 SPLIT = ShrinkConfig(block_m=16, block_n=16, block_k=32, split_k=2)
 WHOLE = ExpandConfig(block_m=16, block_n=32, block_k=16, num_stages=2, maxnreg=128)
 # More tokens, fewer, of fewer adapters, of one, of none; but for the last no single row, for which torch has a graph.
+OPTIONS = ({}, {"tuned": True}, {"apart": True}, {"padded": True, "batch_invariant": True})
 BATCHES = ([0, 1, 2] * 5, [0, -1] * 11, [2] * 40, [0, 1, 2, -1] * 9, [1] * 7, [-1] * 5, [0, -1, -1], [0, 1, 2] * 30)
 
 
@@ -32,28 +33,41 @@ def segments_of(ids: list[int], chunk_size: int = 16) -> Segments:
     return Segments.from_tokens(ids, RANKS, [1.0, 0.5, -2.0], chunk_size=chunk_size, device=DEVICE)
 
 
+def cut(tensor: torch.Tensor, at: int) -> list[torch.Tensor]:
+    """A tensor's two slices along its second dimension, each in memory of its own."""
+    return [tensor[:, :at].contiguous(), tensor[:, at:].contiguous()]
+
+
 class Layers(torch.nn.Module):
     """All three operations, among others; rows that no adapter touches are given, not left uninitialised."""
 
-    def __init__(self, *, tuned: bool = False, **how: Any) -> None:
+    def __init__(self, *, tuned: bool = False, apart: bool = False, **how: Any) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(0)
         lora_a = torch.randn(len(RANKS), 2 * MAX_RANK, INPUT_DIM, generator=draw).to(DEVICE, DTYPE)
         lora_b = torch.randn(len(RANKS), OFFSETS[-1], MAX_RANK, generator=draw).to(DEVICE, DTYPE)
         self.lora_a, self.lora_b = torch.nn.Parameter(lora_a, False), torch.nn.Parameter(lora_b, False)
         self.configs = (SPLIT, WHOLE, AddLoraConfig(SPLIT, WHOLE)) if tuned else (None, None, None)
-        self.how = how
+        self.how, self.apart = how, apart
 
     def forward(
         self, x: torch.Tensor, base_output: torch.Tensor, out: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, ...]:
         """All results."""
         shrink, expand, both = self.configs
-        h = lora_shrink(x * 2, self.lora_a, segments, 2, config=shrink, **self.how)
-        alone = lora_expand(h, self.lora_b, segments, OFFSETS, base_output.clone(), config=expand, **self.how)
-        given = lora_shrink(x, self.lora_a, segments, 2, out=out, config=shrink, **self.how)
-        added = add_lora(base_output, x, self.lora_a, self.lora_b, segments, OFFSETS, config=both, **self.how)
-        return alone + 1, given, added, added * 2
+        a, b = self.lora_a, self.lora_b
+        if self.apart:
+            a, b = tuple(cut(a, MAX_RANK)), tuple(cut(b, OFFSETS[1]))
+        h = lora_shrink(x * 2, a, segments, 2, config=shrink, **self.how)
+        alone = base_output.clone()
+        lora_expand(h, b, segments, OFFSETS, self.sliced(alone), config=expand, **self.how)
+        given = lora_shrink(x, a, segments, 2, out=out, config=shrink, **self.how)
+        add_lora(self.sliced(base_output), x, a, b, segments, OFFSETS, config=both, **self.how)
+        return alone + 1, given, base_output, base_output * 2
+
+    def sliced(self, output: torch.Tensor) -> Any:
+        """The output, or parts of it, which may be strided."""
+        return (output[:, : OFFSETS[1]], output[:, OFFSETS[1] :]) if self.apart else output
 
 
 def agree(module: Layers, compiled: Any, tokens: int, segments: Segments) -> None:
@@ -81,14 +95,14 @@ def compare(backend: Any, batches: Sequence[list[int]], **options: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("options", [{}, {"tuned": True}, {"padded": True, "batch_invariant": True}], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_same_bits_as_eager(backend: str, options: dict[str, Any]) -> None:
     """In one graph, whatever the arguments; what is changed in place is what is returned."""
     compare(backend, BATCHES[:3], **options)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"tuned": True}, {"padded": True, "batch_invariant": True}], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_same_bits_as_eager_by_inductor(options: dict[str, Any]) -> None:
     """As above, as generated code; once there is a graph for any size and one for a single row, nothing compiles."""
     module = Layers(**options)
@@ -184,10 +198,11 @@ def test_errors_come_from_the_checks() -> None:
         compiled(x, x[:, :48].contiguous(), x[:, :32].contiguous(), segments_of([0] * 5))
 
 
-@pytest.mark.parametrize("refillable", [False, True])
-@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize(
+    ("tuned", "refillable", "apart"), [(False, False, False), (True, True, False), (True, False, True)]
+)
 @pytest.mark.parametrize("name", ["lora_shrink", "lora_shrink_out", "lora_expand", "add_lora"])
-def test_operators_are_what_they_declare(name: str, tuned: bool, refillable: bool) -> None:
+def test_operators_are_what_they_declare(name: str, tuned: bool, refillable: bool, apart: bool) -> None:
     """By torch's own checks: schema, mutation, fakes, and being traced with symbolic sizes."""
     from csgmv import operators
 
@@ -195,6 +210,8 @@ def test_operators_are_what_they_declare(name: str, tuned: bool, refillable: boo
     a = torch.randn(2, 2 * MAX_RANK, INPUT_DIM).to(DEVICE, DTYPE)
     b = torch.randn(2, OFFSETS[-1], MAX_RANK).to(DEVICE, DTYPE)
     base, h = torch.randn(24, OFFSETS[-1]).to(DEVICE, DTYPE), torch.randn(24, 2 * MAX_RANK).to(DEVICE, DTYPE)
+    a, b, base = (cut(a, MAX_RANK), cut(b, OFFSETS[1]), cut(base, OFFSETS[1])) if apart else ([a], [b], [base])
+    h = cut(h, MAX_RANK) if apart else [h]
     # Every row has an adapter of full rank: what is left uninitialised cannot be compared.
     segments = Segments.allocate(24, 2, chunk_size=16, device=DEVICE)
     segments.update_from_tokens([0, 1, 1] * 8, [MAX_RANK] * 2, [1.0, 0.5])

@@ -50,6 +50,8 @@ def tensors(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Copies of all that a call might have changed."""
     found = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     for name, value in arguments.items():
+        if isinstance(value, tuple):
+            found |= {f"{name}[{i}]": each for i, each in enumerate(value) if isinstance(each, torch.Tensor)}
         if hasattr(value, "tensors"):
             found |= {f"{name}.{number}": tensor for number, tensor in enumerate(value.tensors)}
     return {name: value.clone() for name, value in found.items()}

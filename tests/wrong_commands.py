@@ -118,6 +118,7 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--max-loras": _number("--max-loras", "-1"),
         "--chunk-sizes": _number("--chunk-sizes", "0"),
         "--threads": _number("--threads", "0"),
+        "--apart": [(["--apart", "x"], "--apart: invalid choice: 'x'")],
     },
     "bench": {
         "--model": [(["--model", "/no/such"], "^csgmv: error: model: expected a hub name, a folder .*, got no folder")],

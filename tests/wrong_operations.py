@@ -79,6 +79,35 @@ def _weights(name: str) -> list[Case]:
     ]
 
 
+def _slices(name: str, at: int, counted: str, *of_second: tuple[Any, type[Exception], str]) -> list[Case]:
+    """Of what may be a tuple of slices, both of them right but for the second; `at` is where the first one ends."""
+
+    def cut(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return one[:, :at].contiguous(), one[:, at:].contiguous()
+
+    def second(change: Any) -> From:
+        return _changed(name, lambda one: (cut(one)[0], change(cut(one)[1])))
+
+    said = rf"^{name}\[1\]: expected "
+    wrong: list[Case] = [
+        ((), ValueError, rf"^{name}: expected a tensor for each slice \(2 by {counted}\), got 0"),
+        (_changed(name, lambda one: (one,)), ValueError, rf"^{name}: expected a tensor for each slice .*, got 1"),
+        (_changed(name, lambda one: (*cut(one), one)), ValueError, rf"^{name}: expected a tensor for each .*, got 3"),
+        (_changed(name, lambda one: [*cut(one)]), TypeError, rf"^{name}: expected a torch\.Tensor, got list"),
+        (second(lambda _: None), TypeError, said + r"a torch\.Tensor, got NoneType"),
+        (second(lambda one: one.double()), TypeError, said + r".*, got torch\.float64"),
+        (second(lambda one: one.to("meta")), ValueError, said + ".* got one on meta"),
+        (second(lambda one: one.mT.contiguous().mT), ValueError, said + ".* got strides"),
+        (second(lambda one: one[0]), ValueError, said + r"\d dimensions, got shape"),
+        (
+            _changed(name, lambda one: (None, cut(one)[1])),
+            TypeError,
+            rf"^{name}\[0\]: expected a torch\.Tensor, got Non",
+        ),
+    ]
+    return wrong + [(second(change), error, said + text) for change, error, text in of_second]
+
+
 def _more_rows(rank: int = 4) -> csgmv.Segments:
     return csgmv.Segments.from_sequences([10], [0], [rank], [1.0], device=DEVICE)
 
@@ -129,6 +158,14 @@ _BASE: list[Case] = [
         ValueError,
         r"^base_output: expected rows that do not overlap .* got strides \[0, 1\]",
     ),
+    *_slices(
+        "base_output",
+        8,
+        "slice_offsets",
+        (lambda one: one[:, :3], ValueError, r"\[9, at least 4\], got shape \[9, 3\]"),
+        (lambda one: one[:8], ValueError, r"\[9, at least 4\], got shape \[8, 4\]"),
+        (lambda one: one[:1].expand(9, -1), ValueError, r"rows that do not overlap .* got strides \[0, 1\]"),
+    ),
 ]
 _LORA_A: list[Case] = [
     *_weights("lora_a"),
@@ -140,11 +177,33 @@ _LORA_A: list[Case] = [
     (_changed("lora_a", lambda one: one[:, :7].contiguous()), ValueError, "^lora_a: expected num_slices · max_rank"),
     (_changed("lora_a", lambda one: one[:, :0].contiguous()), ValueError, "^lora_a: expected a max_rank .* got 0"),
     (_changed("lora_a", lambda one: one.repeat(1, 128, 1)), ValueError, "^lora_a: expected a max_rank .* got 512"),
+    *_slices(
+        "lora_a",
+        4,
+        "num_slices",
+        (lambda one: one[:, :, :16].contiguous(), ValueError, r"input_dim 32 as x has .* got shape \[2, 4, 16\]"),
+        (lambda one: one[:, :3].contiguous(), ValueError, r"shape \[2, 4, 32\] as lora_a\[0\] has, got \[2, 3, 32\]"),
+        (lambda one: one[:1], ValueError, r"shape \[2, 4, 32\] as lora_a\[0\] has, got \[1, 4, 32\]"),
+        (lambda one: one.repeat(1, 128, 1), ValueError, "a max_rank of 1 to 256, got 512"),
+    ),
 ]
 _LORA_B: list[Case] = [
     *_weights("lora_b"),
     (_changed("lora_b", lambda one: one[:, :, :0].contiguous()), ValueError, "^lora_b: expected a max_rank .* got 0"),
     (_changed("lora_b", lambda one: one.repeat(1, 1, 128)), ValueError, "^lora_b: expected a max_rank .* got 512"),
+    *_slices(
+        "lora_b",
+        8,
+        "slice_offsets",
+        (lambda one: one[:, :3].contiguous(), ValueError, r"4 rows, by slice_offsets, got shape \[2, 3, 4\]"),
+        (
+            lambda one: one[:, :, :3].contiguous(),
+            ValueError,
+            r"num_loras and max_rank \[2, 4\] as .* got \[2, 3\]",
+        ),
+        (lambda one: one[:1], ValueError, r"num_loras and max_rank \[2, 4\] as lora_b\[0\] has, got \[1, 4\]"),
+        (lambda one: one.repeat(1, 1, 128), ValueError, "a max_rank of 1 to 256, got 512"),
+    ),
 ]
 
 
@@ -174,6 +233,13 @@ _SHRINK = Subject(
                 ValueError,
                 r"^out: expected a contiguous tensor, got strides \[16, 1\]",
             ),
+            *_slices(
+                "out",
+                4,
+                "num_slices",
+                (lambda one: one[:8], ValueError, r"shape \[9, 4\], got \[8, 4\]"),
+                (lambda one: one.float(), TypeError, r"torch\.float16 like out\[0\], got torch\.float32"),
+            ),
         ],
         "padded": flag("padded"),
         "config": _config("ShrinkConfig", csgmv.ExpandConfig()),
@@ -187,6 +253,7 @@ _EXPAND = Subject(
         "h": [
             *_input("h"),
             (_changed("h", lambda one: one[:, :4]), ValueError, r"^h: expected shape \[9, 8\], got \[9, 4\]"),
+            *_slices("h", 4, "slice_offsets", (lambda one: one[:8], ValueError, r"shape \[9, 4\], got \[8, 4\]")),
         ],
         "lora_b": _LORA_B,
         "segments": _SEGMENTS,

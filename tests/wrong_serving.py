@@ -118,6 +118,10 @@ _WARMUP = Subject(
         ],
         "padded": flag("padded"),
         "batch_invariant": flag("batch_invariant"),
+        "apart": [
+            (wrong, ValueError, "^apart: expected some of lora_a, lora_b, h, base_output, got ")
+            for wrong in (("x",), "lora_a", None, 3, [["h"]])
+        ],
         "device": [*DEVICES, ("cpu", ValueError, "^device: expected a GPU, got cpu")],
         "threads": whole("threads", 0, optional=True),
         "progress": [(3, TypeError, "^progress: expected a function or None, got 3")],

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from csgmv import batch_faults, launch, plain_arguments, rules
+from csgmv import batch_faults, launch, plain_arguments, rules, slices
 from csgmv.segments import Segments
 
 # What making a key of the wrong arguments may raise; the checks, which come next, have more to say.
@@ -86,19 +87,48 @@ def check_dense(
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
 
 
+def check_count(name: str, sliced: Any, num_slices: int, called: str) -> None:
+    """As many tensors as there are slices, where slices are apart; `called` says what they are counted by."""
+    if slices.apart(sliced):
+        if len(sliced) != num_slices:
+            raise ValueError(f"{name}: expected a tensor for each slice ({num_slices} by {called}), got {len(sliced)}")
+        for slice_id, each in enumerate(sliced):
+            check_tensor(f"{name}[{slice_id}]", each)
+
+
+def _check_alike(name: str, shapes: Sequence[tuple[int, ...]], wanted: str) -> None:
+    for slice_id, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{name}[{slice_id}]: expected {wanted} {list(shapes[0])} as {name}[0] has, got {list(shape)}"
+            )
+
+
 def check_lora_a(lora_a: Any, x: Any, num_slices: int) -> int:
     """Checks x and lora_a; returns max_rank."""
     _check_rows("x", x)
-    _check_weights("lora_a", lora_a, x)
+    if not slices.apart(lora_a):
+        _check_weights("lora_a", lora_a, x)
     plain_arguments.whole("num_slices", num_slices, 1, rules.MAX_SLICES)
+    if not slices.apart(lora_a):
+        return _check_lora_a("lora_a", lora_a, x, num_slices)
+    check_count("lora_a", lora_a, num_slices, "num_slices")
+    for slice_id, each in enumerate(lora_a):
+        _check_weights(f"lora_a[{slice_id}]", each, x)
+    ranks = [_check_lora_a(f"lora_a[{slice_id}]", each, x, 1) for slice_id, each in enumerate(lora_a)]
+    _check_alike("lora_a", [tuple(each.shape) for each in lora_a], "shape")
+    return ranks[0]
+
+
+def _check_lora_a(name: str, lora_a: torch.Tensor, x: torch.Tensor, num_slices: int) -> int:
     _, rows, input_dim = lora_a.shape
     if input_dim != x.shape[1] or input_dim == 0:
         raise ValueError(
-            f"lora_a: expected input_dim {x.shape[1]} as x has (and not 0), got shape {list(lora_a.shape)}"
+            f"{name}: expected input_dim {x.shape[1]} as x has (and not 0), got shape {list(lora_a.shape)}"
         )
     if rows % num_slices:
-        raise ValueError(f"lora_a: expected num_slices · max_rank rows with num_slices {num_slices}, got {rows}")
-    _check_rank("lora_a", rows // num_slices)
+        raise ValueError(f"{name}: expected num_slices · max_rank rows with num_slices {num_slices}, got {rows}")
+    _check_rank(name, rows // num_slices)
     return int(rows // num_slices)
 
 
@@ -108,13 +138,37 @@ def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...], *, rounded
     With `rounded`, an h in float32 may go with any lora_b, to whose dtype the kernel rounds it.
     """
     _check_rows("h", h)
-    _check_weights("lora_b", lora_b, h, *(_DTYPES if rounded and h.dtype == torch.float32 else ()))
-    if slice_offsets[-1] != lora_b.shape[1]:
-        raise ValueError(
-            f"slice_offsets: expected to rise from 0 to output_dim {lora_b.shape[1]}, got {list(slice_offsets)}"
-        )
-    _check_rank("lora_b", lora_b.shape[2])
-    return int(lora_b.shape[2])
+    others = _DTYPES if rounded and h.dtype == torch.float32 else ()
+    if not slices.apart(lora_b):
+        _check_weights("lora_b", lora_b, h, *others)
+        if slice_offsets[-1] != lora_b.shape[1]:
+            raise ValueError(
+                f"slice_offsets: expected to rise from 0 to output_dim {lora_b.shape[1]}, got {list(slice_offsets)}"
+            )
+        _check_rank("lora_b", lora_b.shape[2])
+        return int(lora_b.shape[2])
+    check_count("lora_b", lora_b, len(slice_offsets) - 1, "slice_offsets")
+    for slice_id, (each, (start, end)) in enumerate(zip(lora_b, itertools.pairwise(slice_offsets))):
+        name = f"lora_b[{slice_id}]"
+        _check_weights(name, each, h, *others)
+        if each.shape[1] != end - start:
+            raise ValueError(f"{name}: expected {end - start} rows, by slice_offsets, got shape {list(each.shape)}")
+        _check_rank(name, each.shape[2])
+        _check_like(name, each, lora_b[0], what="lora_b[0]")
+    _check_alike("lora_b", [(each.shape[0], each.shape[2]) for each in lora_b], "num_loras and max_rank")
+    return int(lora_b[0].shape[2])
+
+
+def check_h(
+    name: str, h: Any, rows: int, max_rank: int, num_slices: int, like: torch.Tensor | None, *others: torch.dtype
+) -> None:
+    """Of all slices, or a tensor for each; for dtype and device see `check_dense`."""
+    if not slices.apart(h):
+        check_dense(name, h, (rows, num_slices * max_rank), like, *others)
+        return
+    for slice_id, each in enumerate(h):
+        check_dense(f"{name}[{slice_id}]", each, (rows, max_rank), like, *others)
+        _check_like(f"{name}[{slice_id}]", each, h[0], what=f"{name}[0]")
 
 
 def check_flags(*, padded: Any, batch_invariant: Any) -> None:
@@ -144,15 +198,24 @@ def check_integers(slice_offsets: Any) -> tuple[int, ...]:
         raise TypeError(f"slice_offsets: expected a sequence of host integers, got {slice_offsets!r}") from None
 
 
-def check_base_output(base_output: Any, rows: int, lora_b: torch.Tensor, output_dim: int) -> None:
-    """Of lora_b's dtype, with as many rows as the input has and at least output_dim columns."""
-    _check_like("base_output", base_output, lora_b, what="lora_b")
-    _check_rows("base_output", base_output)
+def check_base_output(base_output: Any, rows: int, lora_b: torch.Tensor, slice_offsets: tuple[int, ...]) -> None:
+    """Of lora_b's dtype, with as many rows as the input has and at least the slices' columns."""
+    if not slices.apart(base_output):
+        _check_base_output("base_output", base_output, rows, lora_b, slice_offsets[-1])
+        return
+    check_count("base_output", base_output, len(slice_offsets) - 1, "slice_offsets")
+    for slice_id, (each, (start, end)) in enumerate(zip(base_output, itertools.pairwise(slice_offsets))):
+        _check_base_output(f"base_output[{slice_id}]", each, rows, lora_b, end - start)
+
+
+def _check_base_output(name: str, base_output: Any, rows: int, lora_b: torch.Tensor, output_dim: int) -> None:
+    _check_like(name, base_output, lora_b, what="lora_b")
+    _check_rows(name, base_output)
     if base_output.shape[0] != rows or base_output.shape[1] < output_dim:
-        raise ValueError(f"base_output: expected [{rows}, at least {output_dim}], got shape {list(base_output.shape)}")
+        raise ValueError(f"{name}: expected [{rows}, at least {output_dim}], got shape {list(base_output.shape)}")
     if base_output.shape[0] > 1 and base_output.stride(0) < output_dim:
         raise ValueError(
-            f"base_output: expected rows that do not overlap (a stride of {output_dim} or more), "
+            f"{name}: expected rows that do not overlap (a stride of {output_dim} or more), "
             f"got strides {list(base_output.stride())}"
         )
 

@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ EXAMPLES = {
 }
 # Part of each compilation is Python's own and holds its lock: more threads would only wait for it.
 _MOST_THREADS = 16
+APART = ("lora_a", "lora_b", "h", "base_output")
 Call = Callable[[], object]
 
 
@@ -70,6 +71,7 @@ def warmup(
     chunk_sizes: Iterable[int] | None = None,
     padded: bool = False,
     batch_invariant: bool = False,
+    apart: Collection[str] = (),
     device: torch.device | str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -95,6 +97,8 @@ def warmup(
         ops: of "shrink", "expand" and "add_lora" those that will be called.
         chunk_sizes: of the Segments; None for those that they choose themselves where they are given none.
         padded, batch_invariant: as the operations will be told.
+        apart: of "lora_a", "lora_b", "h" (shrink's out too) and "base_output" those that will be tuples of slices;
+            `MultiLoRA` calls add_lora, padded, with all but h.
         device: a GPU; None for the current one.
         threads: that compile; None for one a processor, 16 at most.
         progress: called in this thread as binaries get ready, with how many new ones are and how many there will be.
@@ -112,6 +116,8 @@ def warmup(
         plain_arguments.whole("threads", threads, 1)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress: expected a function or None, got {progress!r}")
+    if isinstance(apart, str) or not isinstance(apart, Collection) or any(each not in APART for each in apart):
+        raise ValueError(f"apart: expected some of {', '.join(APART)}, got {apart!r}")
     shapes = _shapes(layers, tp)
     if chunk_sizes is None:
         chunk_sizes = sizes_of_chunks.possible(max_tokens, max_loras, place)
@@ -124,7 +130,7 @@ def warmup(
             raise ValueError("warmup: expected a stream that is not being captured into a CUDA graph")
         batches = _batches(chunk_sizes, max_tokens, max_loras, place)
         _check(shapes, max_rank, dtype, ops, batches)
-        calls = [call for shape in shapes for call in _calls(shape, max_rank, dtype, ops, batches, place, how)]
+        calls = [call for shape in shapes for call in _calls(shape, max_rank, dtype, ops, batches, place, how, apart)]
         binaries = _compile(calls, threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS), progress)
         for call in calls:
             call()
@@ -204,16 +210,22 @@ def _calls(
     batches: Sequence[Segments],
     device: torch.device,
     how: Mapping[str, Any],
+    apart: Collection[str] = (),
 ) -> Iterator[Call]:
     """One layer's calls, on tensors of one row and one adapter that nothing is ever read from."""
-    slices, output_dim = len(shape.slice_widths), sum(shape.slice_widths)
-    offsets = (0, *itertools.accumulate(shape.slice_widths))
-    empty = functools.partial(torch.empty, dtype=dtype, device=device)
-    x, h, base_output = empty(1, shape.input_dim), empty(1, slices * max_rank), empty(1, output_dim)
-    lora_a, lora_b = empty(1, slices * max_rank, shape.input_dim), empty(1, output_dim, max_rank)
+    widths, empty = shape.slice_widths, functools.partial(torch.empty, dtype=dtype, device=device)
+    slices, offsets = len(widths), (0, *itertools.accumulate(widths))
+
+    def sliced(name: str, sizes: Sequence[int], *more: int) -> Any:
+        """[1, the slices' sizes, …] as one tensor, or as one for each."""
+        return tuple(empty(1, size, *more) for size in sizes) if name in apart else empty(1, sum(sizes), *more)
+
+    x, h, base_output = empty(1, shape.input_dim), sliced("h", [max_rank] * slices), sliced("base_output", widths)
+    lora_a, lora_b = sliced("lora_a", [max_rank] * slices, shape.input_dim), sliced("lora_b", widths, max_rank)
+    out = h if "h" in apart else None
     for segments in batches:
         if "shrink" in ops:
-            yield functools.partial(lora_shrink, x, lora_a, segments, slices, **how)
+            yield functools.partial(lora_shrink, x, lora_a, segments, slices, out=out, **how)
         if "expand" in ops:
             yield functools.partial(lora_expand, h, lora_b, segments, offsets, base_output, **how)
         if "add_lora" in ops:
@@ -258,6 +270,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--padded", action="store_true", help="for calls with padded=True")
     add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
+    add("--apart", nargs="+", choices=APART, default=(), metavar="NAME", help=f"which are tuples: {', '.join(APART)}")
     parser.add_argument(
         "--threads",
         type=whole(1),
@@ -281,6 +294,7 @@ def run(args: argparse.Namespace) -> int:
         chunk_sizes=args.chunk_sizes,
         padded=args.padded,
         batch_invariant=args.batch_invariant,
+        apart=args.apart,
         threads=args.threads,
         progress=_show if columns.rewritable(sys.stderr) else None,
     )

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch.compiler import is_dynamo_compiling
 
-from csgmv import arguments, dispatch, launch, rules, tiles
+from csgmv import arguments, dispatch, launch, rules, slices, tiles
 from csgmv.config import ExpandConfig
 from csgmv.segments import Segments
+from csgmv.slices import Sliced, SomeSliced
 
 
 @triton.jit
@@ -183,7 +184,8 @@ def _expand_rows(
     start,
     end,
     slice_id,
-    slice_start,
+    b_start,  # of the slice, in rows of B
+    base_start,  # of the slice, in columns of base_output
     width,
     first_column,
     # sizes
@@ -214,8 +216,8 @@ def _expand_rows(
     live = (position < end)[:, None]
     h_row = h + (position.to(tl.int64) if STAGED else row)[:, None] * h_stride
     split_stride = positions.to(tl.int64) * h_stride
-    b_slice = lora_b + adapter.to(tl.int64) * b_stride + slice_start.to(tl.int64) * MAX_RANK
-    base_row = base_output + row[:, None] * base_stride + slice_start
+    b_slice = lora_b + adapter.to(tl.int64) * b_stride + b_start.to(tl.int64) * MAX_RANK
+    base_row = base_output + row[:, None] * base_stride + base_start
     if (rank == MAX_RANK) & (MAX_RANK % BLOCK_K == 0):
         _expand_tiles(
             h_row + slice_id * MAX_RANK, b_slice, base_row, live, rank, scaling, first_column, width, split_stride,
@@ -235,9 +237,18 @@ def _expand_rows(
 )
 def _expand_kernel(
     # pointers
-    h,
-    lora_b,
-    base_output,
+    h,  # of all slices, or of the first and then
+    h1,  # of the others
+    h2,
+    h3,
+    lora_b,  # likewise
+    lora_b1,
+    lora_b2,
+    lora_b3,
+    base_output,  # likewise
+    base_output1,
+    base_output2,
+    base_output3,
     permutation,
     seg_indptr,
     weight_indices,
@@ -248,8 +259,11 @@ def _expand_kernel(
     end1,
     end2,
     end3,
-    b_stride,
-    base_stride,
+    b_stride,  # between adapters; None where slices are apart, whose own widths say it
+    base_stride,  # between rows, of the first
+    base_stride1,  # and of the others
+    base_stride2,
+    base_stride3,
     num_slices,
     positions,
     num_segments,
@@ -259,6 +273,9 @@ def _expand_kernel(
     splits,  # partials of h to sum, 1 where h is not STAGED
     column_tiles,
     # constants
+    H_APART: tl.constexpr,  # each slice of h is a tensor of its own
+    B_APART: tl.constexpr,  # and of lora_b
+    BASE_APART: tl.constexpr,  # and of base_output
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,  # slice i of h begins at column i * MAX_RANK, not i * rank
     STAGED: tl.constexpr,  # h comes from the shrink kernel: rows by position, padded
@@ -277,8 +294,13 @@ def _expand_kernel(
         end1 = end1 // 8 * 8
         end2 = end2 // 8 * 8
         end3 = end3 // 8 * 8
-        b_stride = b_stride // 8 * 8
+        if not B_APART:
+            b_stride = b_stride // 8 * 8
         base_stride = base_stride // 8 * 8
+        if BASE_APART:
+            base_stride1 = base_stride1 // 8 * 8
+            base_stride2 = base_stride2 // 8 * 8
+            base_stride3 = base_stride3 // 8 * 8
     h_stride = num_slices * MAX_RANK
     pid = tl.program_id(0)
     program = pid % column_programs
@@ -298,6 +320,21 @@ def _expand_kernel(
         slice_start = tl.where(beyond, ends[following - 1], slice_start)
         width = tl.where(beyond, ends[following] - ends[following - 1], width)
     first_column = program * (BLOCK_N * column_tiles)
+    h_slice_id = slice_id
+    b_start = slice_start
+    base_start = slice_start
+    if H_APART:
+        h = slices.of_slice(slice_id, h, h1, h2, h3)
+        h_stride = 0 * num_slices + MAX_RANK
+        h_slice_id = 0 * slice_id
+    if B_APART:
+        lora_b = slices.of_slice(slice_id, lora_b, lora_b1, lora_b2, lora_b3)
+        b_stride = width * MAX_RANK
+        b_start = 0 * slice_start
+    if BASE_APART:
+        base_output = slices.of_slice(slice_id, base_output, base_output1, base_output2, base_output3)
+        base_stride = slices.of_slice(slice_id, base_stride, base_stride1, base_stride2, base_stride3)
+        base_start = 0 * slice_start
 
     adapter, start, end = tiles.tile(
         weight_indices, seg_indptr, pid // row_tiles, first_row, num_segments, group, GROUPED
@@ -305,7 +342,7 @@ def _expand_kernel(
     if start < end:
         _expand_rows(
             h, lora_b, base_output, permutation, lora_ranks, scalings,
-            adapter, start, end, slice_id, slice_start, width, first_column, b_stride, base_stride,
+            adapter, start, end, h_slice_id, b_start, base_start, width, first_column, b_stride, base_stride,
             h_stride, positions, splits, column_tiles, MAX_RANK, PADDED, STAGED, OVERLAP, EVEN_N,
             BLOCK_M, BLOCK_N, BLOCK_K, NUM_STAGES, PREFETCH,
         )  # fmt: skip
@@ -322,36 +359,44 @@ def _columns(slice_offsets: tuple[int, ...], block_n: int, column_tiles: int) ->
 class ExpandLaunch(launch.Launch):
     """The expand kernel on operands of one kind: its constants, and the grid and sizes of each launch.
 
-    `h` is [num_tokens, width], or staged [splits, positions, width].
+    `h` is [num_tokens, width], or slices of it, or staged [splits, positions, width].
     """
 
     __slots__ = ("_block_m", "_column_programs", "_group", "_last_sizes", "_sizes")
 
     def __init__(
         self,
-        lora_b: torch.Tensor,
-        base_output: torch.Tensor,
+        lora_b: Sliced,
+        base_output: Sliced,
         chunk_size: int,
         slice_offsets: tuple[int, ...],
         config: ExpandConfig,
         *,
         padded: bool,
         staged: bool,
+        h_apart: bool = False,
         splits: int = 1,
         overlap: bool = False,
     ) -> None:
-        max_rank = lora_b.shape[2]
+        b_parts, base_parts = slices.parts(lora_b), slices.parts(base_output)
+        b_apart, base_apart = len(b_parts) > 1, len(base_parts) > 1
+        max_rank = b_parts[0].shape[2]
         self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
         ends, even, self._column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
-        self._sizes = *ends, lora_b.shape[1] * max_rank, base_output.stride(0), len(slice_offsets) - 1
+        b_stride = None if b_apart else b_parts[0].shape[1] * max_rank
+        strides = tuple(base.stride(0) for base in base_parts)
+        self._sizes = *ends, b_stride, *slices.four(strides), len(slice_offsets) - 1
         self._last_sizes = self._column_programs, splits, config.column_tiles
         constants = {
+            "H_APART": h_apart,
+            "B_APART": b_apart,
+            "BASE_APART": base_apart,
             "MAX_RANK": max_rank,
             "PADDED": padded,
             "STAGED": staged,
             "OVERLAP": overlap,
             "EVEN_N": even,
-            "BY_8": launch.by_8(*ends, base_output.stride(0)),
+            "BY_8": launch.by_8(*ends, *strides),
             "GROUPED": self._group > 1,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
@@ -364,12 +409,12 @@ class ExpandLaunch(launch.Launch):
     def start(
         self,
         on: int | None,
-        h: torch.Tensor,
-        lora_b: torch.Tensor,
-        base_output: torch.Tensor,
+        h: Sliced,
+        lora_b: Sliced,
+        base_output: Sliced,
         segments: Segments,
         positions: int,
-        pointers: tuple[int, ...],
+        pointers: tuple[int | None, ...],
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
         group = self._group
@@ -383,6 +428,11 @@ class ExpandLaunch(launch.Launch):
             (*self._sizes, positions, segments.num_segments, group, row_tiles, *self._last_sizes),
         )
 
+    def tensors(self, operands: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
+        """What pointers point to."""
+        h, lora_b, base_output = operands
+        return *slices.tensors(h), *slices.tensors(lora_b), *slices.tensors(base_output)
+
 
 class _Plan(NamedTuple):
     """Of a `lora_expand`, all that its key decides."""
@@ -394,11 +444,11 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    h: torch.Tensor,
-    lora_b: torch.Tensor,
+    h: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: tuple[int, ...],
-    base_output: torch.Tensor,
+    base_output: Sliced,
     padded: bool,
     config: ExpandConfig | None,
     batch_invariant: bool,
@@ -406,41 +456,51 @@ def _plan(
     """Check the arguments, and decide how to launch."""
     arguments.check_flags(padded=padded, batch_invariant=batch_invariant)
     offsets, widths = arguments.check_slice_offsets(slice_offsets)
-    max_rank = arguments.check_lora_b(lora_b, h, offsets, rounded=True)
-    arguments.check_dense("h", h, (h.shape[0], len(widths) * max_rank))
-    arguments.check_base_output(base_output, h.shape[0], lora_b, offsets[-1])
-    arguments.check_segments(segments, h, lora_b, max_rank)
-    key = dispatch.expand_key(widths, max_rank, lora_b.dtype, segments)
-    config = dispatch.config_for(config, ExpandConfig, key, h.device, batch_invariant)
-    expand = ExpandLaunch(lora_b, base_output, segments.chunk_size, offsets, config, padded=padded, staged=False)
-    return _Plan(max_rank, slice_offsets, h.get_device(), expand)
+    num_slices = len(widths)
+    arguments.check_count("h", h, num_slices, "slice_offsets")
+    first = slices.first(h)
+    max_rank = arguments.check_lora_b(lora_b, first, offsets, rounded=True)
+    arguments.check_h("h", h, first.shape[0], max_rank, num_slices, first if slices.apart(h) else None)
+    weights = slices.first(lora_b)
+    arguments.check_base_output(base_output, first.shape[0], weights, offsets)
+    arguments.check_segments(segments, first, weights, max_rank)
+    key = dispatch.expand_key(widths, max_rank, weights.dtype, segments)
+    config = dispatch.config_for(config, ExpandConfig, key, first.device, batch_invariant)
+    h_apart = len(slices.parts(h)) > 1
+    expand = ExpandLaunch(
+        lora_b, base_output, segments.chunk_size, offsets, config, padded=padded, staged=False, h_apart=h_apart
+    )
+    return _Plan(max_rank, slice_offsets, first.get_device(), expand)
 
 
 def lora_expand(
-    h: torch.Tensor,
-    lora_b: torch.Tensor,
+    h: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     *,
     padded: bool = False,
     config: ExpandConfig | None = None,
     batch_invariant: bool = False,
-) -> torch.Tensor:
+) -> SomeSliced:
     """Add each row's adapter output in place: base_output += scaling · (h @ B[adapter].T), slice by slice.
 
     Products are accumulated, scaled and added to the base in float32, then rounded once.
 
     Args:
         h: [num_tokens, num_slices · max_rank], what `lora_shrink` returned; lora_b's dtype or float32, which is rounded
-            to lora_b's before it is multiplied; contiguous. Columns past an adapter's own rank are never used.
-        lora_b: [num_loras, output_dim, max_rank], fp16, bf16 or fp32, contiguous. Columns past an adapter's own rank
-            are never used.
+            to lora_b's before it is multiplied; contiguous; or a tuple of slices, each [num_tokens, max_rank]. Columns
+            past an adapter's own rank are never used.
+        lora_b: [num_loras, output_dim, max_rank], fp16, bf16 or fp32, contiguous; or a tuple of slices, each
+            [num_loras, its width, max_rank]. Columns past an adapter's own rank are never used.
         segments: which rows belong to which adapter.
         slice_offsets: where the slices begin and end along output_dim, on the host, e.g. (0, q, q + k, q + k + v).
-        base_output: [num_tokens, at least output_dim], lora_b's dtype; rows may be strided. Changed in place; rows
-            without an adapter keep their bits.
-        padded: slice i of h begins at column i · max_rank; otherwise at i · rank (packed, sglang's layout).
+        base_output: [num_tokens, at least output_dim], lora_b's dtype; rows may be strided. Or a tuple of slices, each
+            [num_tokens, at least its width], that do not overlap. Changed in place; rows without an adapter keep their
+            bits.
+        padded: slice i of h begins at column i · max_rank; otherwise at i · rank (packed, sglang's layout). A slice
+            that is a tensor of its own begins at its beginning.
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
         batch_invariant: a row's bits do not depend on the batch that it is in: every batch gets the config of one of
             32 segments of 16 rows, with block_m 16, which a `config` of your own must have too.
@@ -460,29 +520,17 @@ def lora_expand(
     plan = misfit = None
     offsets = slice_offsets if type(slice_offsets) is tuple else arguments.check_slice_offsets(slice_offsets)[0]
     try:
-        rows, width = h.shape
-        base_rows, columns = base_output.shape
-        h_pointer, b_pointer, base_pointer = h.data_ptr(), lora_b.data_ptr(), base_output.data_ptr()
+        rows = slices.first(h).shape[0]
+        h_kind, h_pointers = slices.kind_of_rows(h, rows)
+        b_kind, b_pointers = slices.kind_of_weights(lora_b)
+        base_kind, base_pointers = slices.kind_of_rows(base_output, rows)
         batch, pointers = arguments.batch_kind(segments)
         key = (
             "expand",
-            launch.device_of(h),
-            h.dtype,
-            width,
-            h.stride(),
-            h_pointer & 15,
-            launch.device_of(lora_b),
-            lora_b.dtype,
-            lora_b.shape,
-            lora_b.stride(),
-            b_pointer & 15,
-            launch.device_of(base_output),
-            base_output.dtype,
-            columns,
-            base_output.stride(),
-            base_pointer & 15,
+            h_kind,
+            b_kind,
+            base_kind,
             rows > 1,
-            base_rows - rows,
             batch,
             offsets,
             padded,
@@ -501,5 +549,7 @@ def lora_expand(
         arguments.check_integers(offsets)
     if rows and segments.num_segments and offsets[-1]:
         on = launch.stream(plan.ordinal)
-        plan.expand.start(on, h, lora_b, base_output, segments, 0, (h_pointer, b_pointer, base_pointer, *pointers))
+        plan.expand.start(
+            on, h, lora_b, base_output, segments, 0, (*h_pointers, *b_pointers, *base_pointers, *pointers)
+        )
     return base_output

@@ -103,8 +103,8 @@ def run(
     kernel: Any,
     programs: int,
     config: ShrinkConfig | ExpandConfig | None,
-    tensors: Sequence[torch.Tensor],
-    sizes: Sequence[int],
+    tensors: Sequence[torch.Tensor | None],
+    sizes: Sequence[int | None],
     constants: Mapping[str, int | bool],
     *,
     overlap: bool = False,
@@ -115,8 +115,8 @@ def run(
         kernel: a jitted function whose parameters are these tensors, sizes and constants, in this order.
         programs: size of the flat grid.
         config: where num_warps, num_stages and maxnreg come from; None for Triton's own.
-        tensors: pointers into these, all on the current device, are passed.
-        sizes: run-time integers.
+        tensors: pointers into these, all on the current device, are passed; None where the kernel is compiled without.
+        sizes: run-time integers, or None likewise.
         constants: compile-time constants by name.
         overlap: the launch is a programmatic dependent of the one before it on the stream.
 
@@ -179,18 +179,18 @@ class Launch:
         self,
         on: int | None,
         programs: int,
-        operands: tuple[torch.Tensor, ...],
+        operands: tuple[Any, ...],
         segments: Segments,
-        pointers: tuple[int, ...],
-        sizes: tuple[int, ...],
+        pointers: tuple[int | None, ...],
+        sizes: tuple[int | None, ...],
     ) -> None:
         """Launch the kernel.
 
         Args:
             on: what `stream` gave; None for the long way.
             programs, sizes: as for `run`.
-            operands: the kernel's tensors but for the batch's, which come next: `Segments.tensors`, all or the first.
-            segments: the batch.
+            operands: what `tensors` makes the kernel's tensors of.
+            segments: the batch, whose tensors come next: `Segments.tensors`, all or the first.
             pointers: of all the kernel's tensors.
         """
         short = self._short
@@ -200,21 +200,26 @@ class Launch:
         launcher, head, tail = short
         launcher(programs, 1, 1, on, *head, *pointers, *sizes, *tail)
 
+    def tensors(self, operands: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
+        """The kernel's tensors but for the batch's."""
+        return operands
+
     def _begin_the_long_way(
         self,
         on: int | None,
         programs: int,
-        operands: tuple[torch.Tensor, ...],
+        operands: tuple[Any, ...],
         segments: Segments,
-        pointers: tuple[int, ...],
-        sizes: tuple[int, ...],
+        pointers: tuple[int | None, ...],
+        sizes: tuple[int | None, ...],
     ) -> None:
-        device = operands[0].get_device()
+        device = segments.permutation.get_device()
         if not INTERPRETED and _current_device() != device:
             with torch.cuda.device(device):
                 self.begin(stream(device), programs, operands, segments, pointers, sizes)
             return
-        tensors = *operands, *segments.tensors[: len(pointers) - len(operands)]
+        own = self.tensors(operands)
+        tensors = *own, *segments.tensors[: len(pointers) - len(own)]
         binary = run(self._kernel, programs, self._config, tensors, sizes, self._constants, overlap=self._overlap)
         if on is not None and binary is not None:
             self._short = _short_way(binary, len(self._constants))

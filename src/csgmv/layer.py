@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from csgmv import arguments, dispatch, launch
+from csgmv import arguments, dispatch, launch, slices
 from csgmv.config import AddLoraConfig
 from csgmv.expand import ExpandLaunch
 from csgmv.segments import Segments
 from csgmv.shrink import ShrinkLaunch
+from csgmv.slices import Sliced, SomeSliced
 
 
 class _Plan(NamedTuple):
@@ -34,10 +35,10 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    base_output: torch.Tensor,
+    base_output: Sliced,
     x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_a: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: tuple[int, ...],
     padded: bool,
@@ -50,13 +51,13 @@ def _plan(
     num_slices = len(widths)
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)
     rank_of_b = arguments.check_lora_b(lora_b, x, offsets)
-    if rank_of_b != max_rank or lora_a.shape[0] != lora_b.shape[0]:
+    a, b = slices.first(lora_a), slices.first(lora_b)
+    if rank_of_b != max_rank or a.shape[0] != b.shape[0]:
         raise ValueError(
-            f"lora_b: expected {lora_a.shape[0]} adapters of max_rank {max_rank} as lora_a has, "
-            f"got shape {list(lora_b.shape)}"
+            f"lora_b: expected {a.shape[0]} adapters of max_rank {max_rank} as lora_a has, got shape {list(b.shape)}"
         )
-    arguments.check_base_output(base_output, x.shape[0], lora_b, offsets[-1])
-    arguments.check_segments(segments, x, lora_a, max_rank)
+    arguments.check_base_output(base_output, x.shape[0], b, offsets)
+    arguments.check_segments(segments, x, a, max_rank)
     key = dispatch.add_lora_key(x.shape[1], widths, max_rank, x.dtype, segments)
     config = dispatch.config_for(config, AddLoraConfig, key, x.device, batch_invariant)
     splits, overlap = config.shrink.split_k, config.overlap and not launch.INTERPRETED
@@ -79,26 +80,28 @@ def _plan(
 
 
 def add_lora(
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_a: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
     *,
     padded: bool = False,
     config: AddLoraConfig | None = None,
     batch_invariant: bool = False,
-) -> torch.Tensor:
+) -> SomeSliced:
     """Add each row's adapter output in place: base_output += scaling · (x @ A[adapter].T) @ B[adapter].T.
 
     Args:
-        base_output: [num_tokens, at least output_dim], x's dtype; rows may be strided. Changed in place; rows without
-            an adapter keep their bits.
+        base_output: [num_tokens, at least output_dim], x's dtype; rows may be strided. Or a tuple of slices, each
+            [num_tokens, at least its width], that do not overlap. Changed in place; rows without an adapter keep their
+            bits.
         x: [num_tokens, input_dim], fp16, bf16 or fp32; rows may be strided.
-        lora_a: [num_loras, num_slices · max_rank, input_dim], x's dtype, contiguous.
-        lora_b: [num_loras, output_dim, max_rank], x's dtype, contiguous. Of A and B nothing past an adapter's own rank
-            is ever used.
+        lora_a: [num_loras, num_slices · max_rank, input_dim], x's dtype, contiguous; or a tuple of slices, each
+            [num_loras, max_rank, input_dim].
+        lora_b: [num_loras, output_dim, max_rank], x's dtype, contiguous; or a tuple of slices, each [num_loras, its
+            width, max_rank]. Of A and B nothing past an adapter's own rank is ever used.
         segments: which rows belong to which adapter.
         slice_offsets: where the slices begin and end along output_dim, on the host, e.g. (0, q, q + k, q + k + v).
         padded: slice i of an adapter's A begins at row i · max_rank; otherwise at i · rank (packed, sglang's layout).
@@ -124,9 +127,10 @@ def add_lora(
     offsets = slice_offsets if type(slice_offsets) is tuple else arguments.check_slice_offsets(slice_offsets)[0]
     try:
         rows, input_dim = x.shape
-        base_rows, columns = base_output.shape
-        x_pointer, a_pointer = x.data_ptr(), lora_a.data_ptr()
-        b_pointer, base_pointer = lora_b.data_ptr(), base_output.data_ptr()
+        x_pointer = x.data_ptr()
+        a_kind, a_pointers = slices.kind_of_weights(lora_a)
+        b_kind, b_pointers = slices.kind_of_weights(lora_b)
+        base_kind, base_pointers = slices.kind_of_rows(base_output, rows)
         batch, pointers = arguments.batch_kind(segments)
         key = (
             "add_lora",
@@ -135,23 +139,10 @@ def add_lora(
             input_dim,
             x.stride(),
             x_pointer & 15,
-            launch.device_of(lora_a),
-            lora_a.dtype,
-            lora_a.shape,
-            lora_a.stride(),
-            a_pointer & 15,
-            launch.device_of(lora_b),
-            lora_b.dtype,
-            lora_b.shape,
-            lora_b.stride(),
-            b_pointer & 15,
-            launch.device_of(base_output),
-            base_output.dtype,
-            columns,
-            base_output.stride(),
-            base_pointer & 15,
+            a_kind,
+            b_kind,
+            base_kind,
             rows > 1,
-            base_rows - rows,
             batch,
             offsets,
             padded,
@@ -174,7 +165,7 @@ def add_lora(
     stage = plan.fresh(plan.splits * positions * plan.width)
     stage_pointer = stage.data_ptr()
     on = None if stage_pointer & 15 else on  # the plan's binaries take fresh memory to be aligned
-    permutation, indptr, indices, ranks, _ = pointers
+    staged, (permutation, indptr, indices, ranks, _) = slices.alone(stage_pointer), pointers
     plan.shrink.start(
         on,
         x,
@@ -182,9 +173,9 @@ def add_lora(
         stage,
         segments,
         positions,
-        (x_pointer, a_pointer, stage_pointer, permutation, indptr, indices, ranks),
+        (x_pointer, *a_pointers, *staged, permutation, indptr, indices, ranks),
     )
     plan.expand.start(
-        on, stage, lora_b, base_output, segments, positions, (stage_pointer, b_pointer, base_pointer, *pointers)
+        on, stage, lora_b, base_output, segments, positions, (*staged, *b_pointers, *base_pointers, *pointers)
     )
     return base_output

@@ -2,7 +2,8 @@
 Dynamo traces them.
 
 An operator takes tensors and numbers: a batch is handed over as its tensors and its sizes, which may be symbolic,
-so that a graph serves batches of any size; a config is handed over as its row. What an operator then does is to call
+so that a graph serves batches of any size; a config is handed over as its row; what may come in slices always as a list
+of tensors. What an operator then does is to call
 the wrapper, with the same plans as an eager call, so that the bits are the same. No operator has a derivative.
 """
 
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from csgmv import config as configs
-from csgmv import expand, layer, rules, shrink
+from csgmv import expand, layer, rules, shrink, slices
 from csgmv.segments import Segments
+from csgmv.slices import Sliced, SomeSliced
 
 _BATCH = (
     "Tensor[] batch, SymInt chunk_size, SymInt num_segments, SymInt num_tokens, SymInt least_tokens, "
@@ -90,53 +92,68 @@ def _taken_over(op: str, given: tuple[Any, ...]) -> tuple[Segments, dict[str, An
     return segments, {"padded": padded, "config": config, "batch_invariant": batch_invariant}
 
 
-def _call_shrink(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, *given: Any) -> torch.Tensor:
+def _sliced(listed: Sequence[torch.Tensor]) -> Sliced:
+    """What was handed over as a list."""
+    return listed[0] if len(listed) == 1 else tuple(listed)
+
+
+def _call_shrink(x: torch.Tensor, lora_a: Sequence[torch.Tensor], num_slices: int, *given: Any) -> torch.Tensor:
     segments, how = _taken_over("shrink", given)
-    return shrink.lora_shrink(x, lora_a, segments, num_slices, **how)
+    h: torch.Tensor = shrink.lora_shrink(x, _sliced(lora_a), segments, num_slices, **how)
+    return h
 
 
-def _fake_shrink(x: torch.Tensor, lora_a: torch.Tensor, *_: Any) -> torch.Tensor:
-    return x.new_empty((x.shape[0], lora_a.shape[1]))
+def _fake_shrink(x: torch.Tensor, lora_a: Sequence[torch.Tensor], *_: Any) -> torch.Tensor:
+    return x.new_empty((x.shape[0], sum(each.shape[1] for each in lora_a)))
 
 
-def _call_shrink_out(x: torch.Tensor, lora_a: torch.Tensor, num_slices: int, out: torch.Tensor, *given: Any) -> None:
+def _call_shrink_out(
+    x: torch.Tensor, lora_a: Sequence[torch.Tensor], num_slices: int, out: Sequence[torch.Tensor], *given: Any
+) -> None:
     segments, how = _taken_over("shrink", given)
-    shrink.lora_shrink(x, lora_a, segments, num_slices, out=out, **how)
+    shrink.lora_shrink(x, _sliced(lora_a), segments, num_slices, out=_sliced(out), **how)
 
 
 def _call_expand(
-    h: torch.Tensor, lora_b: torch.Tensor, slice_offsets: Sequence[int], base_output: torch.Tensor, *given: Any
+    h: Sequence[torch.Tensor],
+    lora_b: Sequence[torch.Tensor],
+    slice_offsets: Sequence[int],
+    base_output: Sequence[torch.Tensor],
+    *given: Any,
 ) -> None:
     segments, how = _taken_over("expand", given)
-    expand.lora_expand(h, lora_b, segments, tuple(slice_offsets), base_output, **how)
+    expand.lora_expand(_sliced(h), _sliced(lora_b), segments, tuple(slice_offsets), _sliced(base_output), **how)
 
 
 def _call_add_lora(
-    base_output: torch.Tensor,
+    base_output: Sequence[torch.Tensor],
     x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_a: Sequence[torch.Tensor],
+    lora_b: Sequence[torch.Tensor],
     slice_offsets: Sequence[int],
     *given: Any,
 ) -> None:
     segments, how = _taken_over("add_lora", given)
-    layer.add_lora(base_output, x, lora_a, lora_b, segments, tuple(slice_offsets), **how)
+    layer.add_lora(_sliced(base_output), x, _sliced(lora_a), _sliced(lora_b), segments, tuple(slice_offsets), **how)
 
 
 def _fake_in_place(*_: Any) -> None:
     """A mutation that the schema declares, and nothing else."""
 
 
-_shrink = _define("lora_shrink", "Tensor x, Tensor lora_a, int num_slices", _call_shrink, _fake_shrink)
+_shrink = _define("lora_shrink", "Tensor x, Tensor[] lora_a, int num_slices", _call_shrink, _fake_shrink)
 _shrink_out = _define(
-    "lora_shrink_out", "Tensor x, Tensor lora_a, int num_slices, Tensor(a!) out", _call_shrink_out, _fake_in_place
+    "lora_shrink_out", "Tensor x, Tensor[] lora_a, int num_slices, Tensor(a!)[] out", _call_shrink_out, _fake_in_place
 )
 _expand = _define(
-    "lora_expand", "Tensor h, Tensor lora_b, int[] slice_offsets, Tensor(a!) base_output", _call_expand, _fake_in_place
+    "lora_expand",
+    "Tensor[] h, Tensor[] lora_b, int[] slice_offsets, Tensor(a!)[] base_output",
+    _call_expand,
+    _fake_in_place,
 )
 _add_lora = _define(
     "add_lora",
-    "Tensor(a!) base_output, Tensor x, Tensor lora_a, Tensor lora_b, int[] slice_offsets",
+    "Tensor(a!)[] base_output, Tensor x, Tensor[] lora_a, Tensor[] lora_b, int[] slice_offsets",
     _call_add_lora,
     _fake_in_place,
 )
@@ -144,51 +161,53 @@ _add_lora = _define(
 
 def lora_shrink(
     x: torch.Tensor,
-    lora_a: torch.Tensor,
+    lora_a: Sliced,
     segments: Segments,
     num_slices: int,
-    out: torch.Tensor | None,
+    out: Sliced | None,
     padded: bool,
     config: configs.ShrinkConfig | None,
     batch_invariant: bool,
-) -> torch.Tensor:
+) -> Sliced:
     """`csgmv.lora_shrink` as a node of the graph that is being traced; arguments are those of the wrapper."""
     batch = _handed_over(segments, padded, config, batch_invariant)
     if out is None:
-        h: torch.Tensor = _shrink(x, lora_a, num_slices, *batch)
+        h: torch.Tensor = _shrink(x, [*slices.parts(lora_a)], num_slices, *batch)
         return h
-    _shrink_out(x, lora_a, num_slices, out, *batch)
+    _shrink_out(x, [*slices.parts(lora_a)], num_slices, [*slices.parts(out)], *batch)
     return out
 
 
 def lora_expand(
-    h: torch.Tensor,
-    lora_b: torch.Tensor,
+    h: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     padded: bool,
     config: configs.ExpandConfig | None,
     batch_invariant: bool,
-) -> torch.Tensor:
+) -> SomeSliced:
     """`csgmv.lora_expand`, likewise."""
     batch = _handed_over(segments, padded, config, batch_invariant)
-    _expand(h, lora_b, [*slice_offsets], base_output, *batch)
+    weights = [*slices.parts(lora_b)]
+    _expand([*slices.parts(h)], weights, [*slice_offsets], [*slices.parts(base_output)], *batch)
     return base_output
 
 
 def add_lora(
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_a: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
     padded: bool,
     config: configs.AddLoraConfig | None,
     batch_invariant: bool,
-) -> torch.Tensor:
+) -> SomeSliced:
     """`csgmv.add_lora`, likewise."""
     batch = _handed_over(segments, padded, config, batch_invariant)
-    _add_lora(base_output, x, lora_a, lora_b, [*slice_offsets], *batch)
+    weights = [*slices.parts(lora_a)], [*slices.parts(lora_b)]
+    _add_lora([*slices.parts(base_output)], x, *weights, [*slice_offsets], *batch)
     return base_output

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
+from csgmv import slices
 from csgmv.segments import Segments
+from csgmv.slices import Sliced, SomeSliced
 
 
 def lora_shrink(
-    x: torch.Tensor, lora_a: torch.Tensor, segments: Segments, num_slices: int = 1, *, padded: bool = False
+    x: torch.Tensor, lora_a: Sliced, segments: Segments, num_slices: int = 1, *, padded: bool = False
 ) -> torch.Tensor:
     """h = x @ A[adapter].T for each row's adapter and each slice.
 
     Args:
         x: [num_tokens, input_dim].
         lora_a: [num_loras, num_slices · max_rank, input_dim]; slice i of an adapter of rank r is rows i·r … (i+1)·r,
-            or, padded, rows i·max_rank … i·max_rank + r.
+            or, padded, rows i·max_rank … i·max_rank + r. Or a tuple of slices, each [num_loras, max_rank, input_dim].
         segments: which rows use which adapter.
         num_slices: number of slices of lora_a.
         padded: the layout of lora_a and h.
@@ -31,57 +34,67 @@ def lora_shrink(
         h, float32 [num_tokens, num_slices · max_rank]: slice i in columns i·r … (i+1)·r, or, padded, from column
         i·max_rank on. All else is NaN.
     """
-    max_rank = lora_a.shape[1] // num_slices
+    parts = slices.parts(lora_a)
+    max_rank = parts[0].shape[1] * len(parts) // num_slices
     h = torch.full((x.shape[0], num_slices * max_rank), torch.nan, device=x.device)
     for slot, rank, _, rows in _adapters(segments, x.device):
         for i in range(num_slices):
             columns = _columns(i, rank, max_rank, padded)
-            h[rows, columns] = x[rows].float() @ lora_a[slot, columns].float().T
+            a = parts[0][slot, columns] if len(parts) == 1 else parts[i][slot, :rank]
+            h[rows, columns] = x[rows].float() @ a.float().T
     return h
 
 
 def lora_expand(
     h: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     *,
     padded: bool = False,
-) -> torch.Tensor:
+) -> SomeSliced:
     """base_output + scaling[adapter] · (h @ B[adapter].T) for each row's adapter and each slice.
 
     Args:
         h: [num_tokens, num_slices · max_rank], laid out as `lora_shrink` returns it.
-        lora_b: [num_loras, output_dim, max_rank]; slice i is rows slice_offsets[i] … slice_offsets[i+1].
+        lora_b: [num_loras, output_dim, max_rank]; slice i is rows slice_offsets[i] … slice_offsets[i+1]. Or a tuple of
+            slices, each [num_loras, its width, max_rank].
         segments: which rows use which adapter.
         slice_offsets: (0, …, output_dim), num_slices + 1 of them.
-        base_output: [num_tokens, output_dim or more].
+        base_output: [num_tokens, output_dim or more]; or a tuple of slices, each [num_tokens, its width or more].
         padded: the layout of h.
 
     Returns:
-        A new float32 tensor of base_output's shape; rows without an adapter, and columns past output_dim, are the
-        base's.
+        New float32 tensors like base_output: one, or a tuple of slices; rows without an adapter, and columns past
+        output_dim, are the base's.
     """
-    output = base_output.to(torch.float32, copy=True)
-    max_rank = lora_b.shape[2]
+    weights = slices.parts(lora_b)
+    outputs = [base.to(torch.float32, copy=True) for base in slices.parts(base_output)]
+    max_rank = weights[0].shape[2]
     for slot, rank, scaling, rows in _adapters(segments, h.device):
         for i, (start, end) in enumerate(pairwise(slice_offsets)):
             part = h[rows, _columns(i, rank, max_rank, padded)].float()
-            output[rows, start:end] += scaling * (part @ lora_b[slot, start:end, :rank].float().T)
-    return output
+            b = weights[0][slot, start:end] if len(weights) == 1 else weights[i][slot]
+            delta = scaling * (part @ b[:, :rank].float().T)
+            if len(outputs) == 1:
+                outputs[0][rows, start:end] += delta
+            else:
+                outputs[i][rows, : end - start] += delta
+    result: Any = tuple(outputs) if slices.apart(base_output) else outputs[0]
+    return result  # type: ignore[no-any-return]
 
 
 def add_lora(
-    base_output: torch.Tensor,
+    base_output: SomeSliced,
     x: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
+    lora_a: Sliced,
+    lora_b: Sliced,
     segments: Segments,
     slice_offsets: Sequence[int],
     *,
     padded: bool = False,
-) -> torch.Tensor:
+) -> SomeSliced:
     """`lora_expand` of `lora_shrink`, with h kept in float32; arguments and result as theirs."""
     h = lora_shrink(x, lora_a, segments, len(slice_offsets) - 1, padded=padded)
     return lora_expand(h, lora_b, segments, slice_offsets, base_output, padded=padded)

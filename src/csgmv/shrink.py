@@ -11,16 +11,17 @@ nothing there, and cost prefill 2 to 4 %: they come out of L2.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import triton
 import triton.language as tl
 from torch.compiler import is_dynamo_compiling
 
-from csgmv import arguments, dispatch, launch, rules, tiles
+from csgmv import arguments, dispatch, launch, rules, slices, tiles
 from csgmv.config import ShrinkConfig
 from csgmv.segments import Segments
+from csgmv.slices import Sliced, SomeSliced
 
 
 @triton.jit
@@ -28,7 +29,13 @@ def _shrink_rows(
     # pointers
     x,
     lora_a,
+    lora_a1,
+    lora_a2,
+    lora_a3,
     h,
+    h1,
+    h2,
+    h3,
     permutation,
     lora_ranks,
     # which rows of which adapter, which columns, which part of input_dim
@@ -45,6 +52,8 @@ def _shrink_rows(
     positions,
     split_k,
     # constants
+    A_APART: tl.constexpr,
+    H_APART: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,
     STAGED: tl.constexpr,
@@ -85,13 +94,20 @@ def _shrink_rows(
         accumulators = ()
         for tile in tl.static_range(COLUMN_TILES):
             column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
-            if PADDED:
+            a_slice = lora_a
+            if A_APART:
+                column = tl.minimum(column, columns - 1)
+                slice_width = MAX_RANK if PADDED else rank
+                slice_id = (column // slice_width)[None, :]
+                a_slice = slices.of_columns(slice_id, lora_a, lora_a1, lora_a2, lora_a3, A_APART)  # [1, columns]
+                a_row = tl.minimum(column % slice_width, rank - 1)
+            elif PADDED:
                 column = tl.minimum(column, width - 1)
                 a_row = column - column % MAX_RANK + tl.minimum(column % MAX_RANK, rank - 1)
             else:
                 a_row = tl.minimum(column, columns - 1)
             offset = a_row.to(tl.int64)[None, :] * input_dim + a_k
-            a_pointers = a_pointers + (lora_a + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, columns]
+            a_pointers = a_pointers + (a_slice + adapter.to(tl.int64) * a_stride + offset,)  # [BLOCK_K, columns]
             accumulators = accumulators + (zeros + tl.zeros((1, column.shape[0]), tl.float32),)
 
         for step in tl.range(0, last_step - first_step):
@@ -121,7 +137,17 @@ def _shrink_rows(
             column = first + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
             total = tl.sum(accumulators[tile], 0) if PARTS_K > 1 else accumulators[tile]
             value = total.to(h.dtype.element_ty)
-            if (rank == MAX_RANK) & (first + column.shape[0] <= width):
+            if H_APART:
+                if (rank == MAX_RANK) & (first + column.shape[0] <= width):
+                    h_slice = slices.of_columns((column // MAX_RANK)[None, :], h, h1, h2, h3, H_APART)
+                    tl.store(h_slice + row[:, None] * MAX_RANK + (column % MAX_RANK)[None, :], value, mask=live)
+                else:
+                    slice_width = MAX_RANK if PADDED else rank
+                    own = column % slice_width
+                    h_slice = slices.of_columns((column // slice_width)[None, :], h, h1, h2, h3, H_APART)
+                    inside = (own < rank) & (column < columns)
+                    tl.store(h_slice + row[:, None] * MAX_RANK + own[None, :], value, mask=live & inside[None, :])
+            elif (rank == MAX_RANK) & (first + column.shape[0] <= width):
                 tl.store(h_row[:, None] + column[None, :], value, mask=live)
             else:
                 if PADDED:
@@ -139,8 +165,14 @@ def _shrink_rows(
 def _shrink_kernel(
     # pointers
     x,
-    lora_a,
-    h,
+    lora_a,  # of all slices, or of the first and then
+    lora_a1,  # of the others
+    lora_a2,
+    lora_a3,
+    h,  # likewise
+    h1,
+    h2,
+    h3,
     permutation,
     seg_indptr,
     weight_indices,
@@ -156,6 +188,8 @@ def _shrink_kernel(
     column_programs,
     split_k,
     # constants
+    A_APART: tl.constexpr,  # where each slice of lora_a is a tensor of its own, `slices.apart_by`; else 0
+    H_APART: tl.constexpr,  # likewise of h
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,  # slice i of A begins at row i * MAX_RANK, not i * rank
     STAGED: tl.constexpr,  # h for the expand kernel: rows by position, slice i at column i * MAX_RANK
@@ -176,7 +210,7 @@ def _shrink_kernel(
         input_dim = input_dim // 8 * 8
         x_stride = x_stride // 8 * 8
     width = num_slices * MAX_RANK  # columns of h
-    a_stride = width.to(tl.int64) * input_dim
+    a_stride = (tl.cast(MAX_RANK, tl.int32) if A_APART else width).to(tl.int64) * input_dim
     pid = tl.program_id(0)
     first_column = (pid % column_programs) * (BLOCK_N * COLUMN_TILES)
     pid = pid // column_programs
@@ -188,9 +222,10 @@ def _shrink_kernel(
     )
     if start < end:
         _shrink_rows(
-            x, lora_a, h, permutation, lora_ranks, adapter, start, end, first_column, split,
-            input_dim, x_stride, a_stride, width, positions, split_k,
-            MAX_RANK, PADDED, STAGED, EVEN_K, COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K, PARTS_K,
+            x, lora_a, lora_a1, lora_a2, lora_a3, h, h1, h2, h3, permutation, lora_ranks,
+            adapter, start, end, first_column, split, input_dim, x_stride, a_stride, width, positions, split_k,
+            A_APART, H_APART, MAX_RANK, PADDED, STAGED, EVEN_K,
+            COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K, PARTS_K,
         )  # fmt: skip
 
 
@@ -198,7 +233,10 @@ def _shrink_kernel(
 def _sum_partials_kernel(
     # pointers
     partials,
-    h,
+    h,  # of all slices, or of the first and then
+    h1,  # of the others
+    h2,
+    h3,
     permutation,
     seg_indptr,
     weight_indices,
@@ -207,6 +245,7 @@ def _sum_partials_kernel(
     positions,
     row_tiles,
     # constants
+    H_APART: tl.constexpr,  # each slice of h is a tensor of its own
     NUM_SLICES: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,
@@ -235,7 +274,10 @@ def _sum_partials_kernel(
     for _ in range(SPLIT_K):
         total += tl.load(source, mask=mask, other=0.0)
         source += positions.to(tl.int64) * WIDTH
-    target = h + row[:, None] * WIDTH + (slice_id * (MAX_RANK if PADDED else rank) + column)[None, :]
+    if H_APART:
+        target = slices.of_slice(slice_id, h, h1, h2, h3) + row[:, None] * MAX_RANK + column[None, :]
+    else:
+        target = h + row[:, None] * WIDTH + (slice_id * (MAX_RANK if PADDED else rank) + column)[None, :]
     tl.store(target, total.to(h.dtype.element_ty), mask=mask)
 
 
@@ -250,20 +292,24 @@ class ShrinkLaunch(launch.Launch):
     def __init__(
         self,
         x: torch.Tensor,
-        lora_a: torch.Tensor,
+        lora_a: Sliced,
         chunk_size: int,
         num_slices: int,
         config: ShrinkConfig,
         *,
         padded: bool,
         staged: bool,
+        h_apart: int = 0,
         signal: bool = False,
     ) -> None:
-        width, input_dim = lora_a.shape[1], lora_a.shape[2]
+        a_parts = slices.parts(lora_a)
+        width, input_dim = len(a_parts) * a_parts[0].shape[1], a_parts[0].shape[2]
         self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
         self._column_programs = -(-width // (config.block_n * config.column_tiles))
         self._sizes, self._split_k = (input_dim, x.stride(0), num_slices), config.split_k
         constants = {
+            "A_APART": slices.apart_by(lora_a),
+            "H_APART": h_apart,
             "MAX_RANK": width // num_slices,
             "PADDED": padded,
             "STAGED": staged,
@@ -284,11 +330,11 @@ class ShrinkLaunch(launch.Launch):
         self,
         on: int | None,
         x: torch.Tensor,
-        lora_a: torch.Tensor,
-        h: torch.Tensor,
+        lora_a: Sliced,
+        h: Sliced,
         segments: Segments,
         positions: int,
-        pointers: tuple[int, ...],
+        pointers: tuple[int | None, ...],
     ) -> None:
         """Start the kernel; `positions` is 0 unless staged, `pointers` are in the kernel's order."""
         group, column_programs, split_k = self._group, self._column_programs, self._split_k
@@ -302,15 +348,21 @@ class ShrinkLaunch(launch.Launch):
             (*self._sizes, positions, segments.num_segments, group, row_tiles, column_programs, split_k),
         )
 
+    def tensors(self, operands: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
+        """What pointers point to."""
+        x, lora_a, h = operands
+        return x, *slices.tensors(lora_a), *slices.tensors(h)
+
 
 class _SumLaunch(launch.Launch):
     """The kernel that sums the partials of split-K, likewise."""
 
     __slots__ = ("_num_slices",)
 
-    def __init__(self, num_slices: int, max_rank: int, split_k: int, *, padded: bool) -> None:
+    def __init__(self, num_slices: int, max_rank: int, split_k: int, *, padded: bool, h_apart: bool) -> None:
         self._num_slices = num_slices
         constants = {
+            "H_APART": h_apart,
             "NUM_SLICES": num_slices,
             "MAX_RANK": max_rank,
             "PADDED": padded,
@@ -324,15 +376,20 @@ class _SumLaunch(launch.Launch):
         self,
         on: int | None,
         partials: torch.Tensor,
-        h: torch.Tensor,
+        h: Sliced,
         segments: Segments,
         positions: int,
-        pointers: tuple[int, ...],
+        pointers: tuple[int | None, ...],
     ) -> None:
         """Start the kernel; `pointers` are in its order."""
         num_segments, row_tiles = tiles.deal(segments, 1, 16)
         programs = num_segments * row_tiles * self._num_slices
         self.begin(on, programs, (partials, h), segments, pointers, (positions, row_tiles))
+
+    def tensors(self, operands: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
+        """What pointers point to."""
+        partials, h = operands
+        return partials, *slices.tensors(h)
 
 
 class _Plan(NamedTuple):
@@ -351,10 +408,10 @@ class _Plan(NamedTuple):
 
 def _plan(
     x: torch.Tensor,
-    lora_a: torch.Tensor,
+    lora_a: Sliced,
     segments: Segments,
     num_slices: int,
-    out: torch.Tensor | None,
+    out: Sliced | None,
     padded: bool,
     config: ShrinkConfig | None,
     batch_invariant: bool,
@@ -362,42 +419,74 @@ def _plan(
     """Check the arguments, and decide how to launch."""
     arguments.check_flags(padded=padded, batch_invariant=batch_invariant)
     max_rank = arguments.check_lora_a(lora_a, x, num_slices)
-    arguments.check_segments(segments, x, lora_a, max_rank)
+    arguments.check_segments(segments, x, slices.first(lora_a), max_rank)
     width = num_slices * max_rank
     if out is not None:
-        arguments.check_dense("out", out, (x.shape[0], width), x, torch.float32)
+        arguments.check_count("out", out, num_slices, "num_slices")
+        arguments.check_h("out", out, x.shape[0], max_rank, num_slices, x, torch.float32)
     key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
     config = dispatch.config_for(config, ShrinkConfig, key, x.device, batch_invariant)
     chunk_size, split_k = segments.chunk_size, config.split_k
-    shrink = ShrinkLaunch(x, lora_a, chunk_size, num_slices, config, padded=padded, staged=split_k > 1)
-    total = None if split_k == 1 else _SumLaunch(num_slices, max_rank, split_k, padded=padded)
+    staged, h_apart = split_k > 1, 0 if out is None else slices.apart_by(out)
+    shrink = ShrinkLaunch(
+        x, lora_a, chunk_size, num_slices, config, padded=padded, staged=staged, h_apart=0 if staged else h_apart
+    )
+    total = _SumLaunch(num_slices, max_rank, split_k, padded=padded, h_apart=h_apart > 0) if staged else None
     fresh = launch.fresh(torch.float32, x.device)
     return _Plan(max_rank, width, x.dtype, x.device, x.get_device(), fresh, split_k, shrink, total)
 
 
+@overload
 def lora_shrink(
     x: torch.Tensor,
-    lora_a: torch.Tensor,
+    lora_a: Sliced,
     segments: Segments,
     num_slices: int = 1,
     *,
-    out: torch.Tensor | None = None,
+    out: None = None,
     padded: bool = False,
     config: ShrinkConfig | None = None,
     batch_invariant: bool = False,
-) -> torch.Tensor:
+) -> torch.Tensor: ...
+
+
+@overload
+def lora_shrink(
+    x: torch.Tensor,
+    lora_a: Sliced,
+    segments: Segments,
+    num_slices: int = 1,
+    *,
+    out: SomeSliced,
+    padded: bool = False,
+    config: ShrinkConfig | None = None,
+    batch_invariant: bool = False,
+) -> SomeSliced: ...
+
+
+def lora_shrink(
+    x: torch.Tensor,
+    lora_a: Sliced,
+    segments: Segments,
+    num_slices: int = 1,
+    *,
+    out: Sliced | None = None,
+    padded: bool = False,
+    config: ShrinkConfig | None = None,
+    batch_invariant: bool = False,
+) -> Sliced:
     """Multiply each row of x with the A matrices of its adapter: h = x @ A[adapter].T, float32 accumulation.
 
     Args:
         x: [num_tokens, input_dim], fp16, bf16 or fp32; rows may be strided.
-        lora_a: [num_loras, num_slices · max_rank, input_dim], x's dtype, contiguous. Rows past an adapter's own rank
-            are never used.
+        lora_a: [num_loras, num_slices · max_rank, input_dim], x's dtype, contiguous; or a tuple of slices, each
+            [num_loras, max_rank, input_dim]. Rows past an adapter's own rank are never used.
         segments: which rows belong to which adapter.
         num_slices: projections that share x (3 for q, k, v; 2 for gate, up), at most 4.
-        out: [num_tokens, num_slices · max_rank], contiguous, x's dtype or float32 (then nothing is rounded); allocated
-            in x's dtype if None.
+        out: [num_tokens, num_slices · max_rank], contiguous, x's dtype or float32 (then nothing is rounded); or a tuple
+            of slices, each [num_tokens, max_rank]; allocated in x's dtype if None.
         padded: slice i of an adapter's A begins at row i · max_rank; otherwise at i · rank (packed, sglang's layout).
-            h's columns are laid out like A's rows.
+            h's columns are laid out likewise. A slice that is a tensor of its own begins at its beginning.
         config: how to launch; None takes the tuned table's config, see `csgmv.explain`.
         batch_invariant: a row's bits do not depend on the batch that it is in: every batch gets the config of one of
             32 segments of 16 rows, with block_m 16, which a `config` of your own must have too.
@@ -418,12 +507,13 @@ def lora_shrink(
     plan = misfit = None
     try:
         rows, input_dim = x.shape
-        x_pointer, a_pointer = x.data_ptr(), lora_a.data_ptr()
+        x_pointer = x.data_ptr()
+        a_kind, a_pointers = slices.kind_of_weights(lora_a)
         batch, (permutation, indptr, indices, ranks, _) = arguments.batch_kind(segments)
         into: tuple[Any, ...] | None = None
         if out is not None:
-            h_pointer, (out_rows, columns) = out.data_ptr(), out.shape
-            into = launch.device_of(out), out.dtype, columns, out.stride(), out_rows - rows, rows > 1, h_pointer & 15
+            h_kind, h_pointers = slices.kind_of_rows(out, rows)
+            into = rows > 1, h_kind
         key = (
             "shrink",
             launch.device_of(x),
@@ -431,11 +521,7 @@ def lora_shrink(
             input_dim,
             x.stride(),
             x_pointer & 15,
-            launch.device_of(lora_a),
-            lora_a.dtype,
-            lora_a.shape,
-            lora_a.stride(),
-            a_pointer & 15,
+            a_kind,
             batch,
             num_slices,
             into,
@@ -456,12 +542,13 @@ def lora_shrink(
         width = plan.width
         # As torch.empty does it, but quicker.
         out = torch.empty_strided((rows, width), (width, 1), dtype=plan.dtype, device=plan.device)
-        h_pointer = out.data_ptr()
-        on = None if h_pointer & 15 else on  # the plan's binaries take fresh memory to be aligned
+        pointer = out.data_ptr()
+        h_pointers = slices.alone(pointer)
+        on = None if pointer & 15 else on  # the plan's binaries take fresh memory to be aligned
     if not (rows and segments.num_segments):
         return out
     if plan.sum is None:
-        pointers = x_pointer, a_pointer, h_pointer, permutation, indptr, indices, ranks
+        pointers = x_pointer, *a_pointers, *h_pointers, permutation, indptr, indices, ranks
         plan.shrink.start(on, x, lora_a, out, segments, 0, pointers)
         return out
     positions = segments.permutation.numel()
@@ -475,7 +562,8 @@ def lora_shrink(
         partials,
         segments,
         positions,
-        (x_pointer, a_pointer, pointer, permutation, indptr, indices, ranks),
+        (x_pointer, *a_pointers, *slices.alone(pointer), permutation, indptr, indices, ranks),
     )
-    plan.sum.start(on, partials, out, segments, positions, (pointer, h_pointer, permutation, indptr, indices, ranks))
+    pointers = pointer, *h_pointers, permutation, indptr, indices, ranks
+    plan.sum.start(on, partials, out, segments, positions, pointers)
     return out

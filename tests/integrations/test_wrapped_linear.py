@@ -1,31 +1,33 @@
-"""Layers that read the same tensor share one shrink, where it is certain that they do."""
+"""Layers that read the same tensor share one call of add_lora, where it is certain that they do."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from csgmv.integrations import wrapped_linear
 from csgmv.integrations.transformers import MultiLoRA
-from serving_toys import DEVICE, Attention, expected, merged, three
+from serving_toys import DEVICE, Attention, expected, merged, save, three
 
 NAMES = ["qv", "all", None, "o"]
 
 
 @pytest.fixture
-def shrinks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of slices of each shrink that is shared."""
-    calls: list[int] = []
-    real = wrapped_linear.lora_shrink
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of slices of each call."""
+    made: list[int] = []
+    real = wrapped_linear.add_lora
 
-    def counted(x: torch.Tensor, lora_a: torch.Tensor, segments: object, slices: int, **how: bool) -> torch.Tensor:
-        calls.append(slices)
-        return real(x, lora_a, segments, slices, **how)
+    def counted(base: Any, x: torch.Tensor, a: Any, b: Any, segments: object, offsets: Any, **how: bool) -> Any:
+        made.append(len(offsets) - 1)
+        return real(base, x, a, b, segments, offsets, **how)
 
-    monkeypatch.setattr(wrapped_linear, "lora_shrink", counted)
-    return calls
+    monkeypatch.setattr(wrapped_linear, "add_lora", counted)
+    return made
 
 
 def inputs(rows: int = 4, tokens: int = 3) -> torch.Tensor:
@@ -33,51 +35,121 @@ def inputs(rows: int = 4, tokens: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_one_shrink_for_three(tmp_path: Path, shrinks: list[int], inference: bool) -> None:
+def test_one_call_for_three(tmp_path: Path, calls: list[int], inference: bool) -> None:
     """The result is that of each row's adapter merged into the weights; nothing is kept afterwards."""
     folders, model, x = three(tmp_path), Attention(), inputs()
     with MultiLoRA(model, folders) as many, many.use(NAMES):
         with torch.inference_mode(inference):
             got = model(x)
-        assert shrinks == [3]
-        assert all(shared._shrunk is None for shared in many._serving.inputs)
+        assert calls == [3, 1]
+        assert all(shared._ahead is None for shared in many._serving.inputs)
     torch.testing.assert_close(got, expected(folders, NAMES, x), rtol=1e-5, atol=1e-5)
 
 
-def test_another_or_a_changed_input_gets_a_shrink_of_its_own(tmp_path: Path, shrinks: list[int]) -> None:
-    """An equal tensor, one in the same memory, or one that was written to in between."""
+def test_each_layer_computes_its_own_output_once(tmp_path: Path) -> None:
+    """Whoever is called first; a module's hooks run when it is called."""
+    model, x, seen = Attention(), inputs(), []
+    for name in ("q_proj", "k_proj", "v_proj"):
+        module = getattr(model, name)
+        own = module.forward
+        module.forward = lambda x, own=own, name=name: (seen.append(name), own(x))[1]
+        module.register_forward_hook(lambda *_, name=name: seen.append(f"{name} called"))
+    with MultiLoRA(model, three(tmp_path)) as many, many.use(NAMES):
+        model(x)
+    assert seen == ["q_proj", "k_proj", "v_proj", "q_proj called", "k_proj called", "v_proj called"]
+
+
+def test_another_or_a_changed_input_gets_a_call_of_its_own(tmp_path: Path, calls: list[int]) -> None:
+    """An equal tensor, one in the same memory, or one that was written to in between: nothing of the first counts."""
     folders, model, x = three(tmp_path), Attention(), inputs(1)
     want = merged(folders["all"])
     with MultiLoRA(model, folders) as many, many.use(["all"]):
-        for count, change in enumerate((torch.clone, torch.Tensor.detach, lambda x: x.mul_(2)), 1):
-            shrinks.clear()
+        for change in (torch.clone, torch.Tensor.detach, lambda x: x.mul_(2)):
+            calls.clear()
             x = x.clone()
-            got = model.q_proj(x), model.k_proj(x := change(x)), model.v_proj(x)
-            assert shrinks == [3, 3], count
-            assert [shared._shrunk for shared in many._serving.inputs] != [None] * 2  # v's turn was the first k's
+            got = model.q_proj(x), model.k_proj(x := change(x)), model.v_proj(x), model.q_proj(x)
+            assert calls == [3, 3]
             torch.testing.assert_close(got[1], want.k_proj(x), rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(got[2], want.v_proj(x), rtol=1e-5, atol=1e-5)
+        model.q_proj(x)
         shared = many._serving.inputs[0]
-    assert shared._shrunk is None, "what was kept for a layer that did not come is let go of"
+    assert shared._ahead is None, "what was kept for a layer that did not come is let go of"
 
 
-def test_a_later_layer_joins_no_group(tmp_path: Path, shrinks: list[int]) -> None:
-    """Slices of A are where they are: k, which the second adapter brings, has its own A; all three stay right."""
+def test_layers_that_do_not_share_stop_waiting(tmp_path: Path, calls: list[int]) -> None:
+    """A model that calls k and v with something else, as cross-attention does, computes them in vain three times."""
+    folders, model = three(tmp_path), Attention()
+    want = merged(folders["all"])
+    with MultiLoRA(model, folders) as many, many.use(["all"]):
+        for _ in range(3):
+            x, other = inputs(1), inputs(1) + 1
+            got = model.q_proj(x), model.k_proj(other)
+            many._serving.inputs[0]._ahead = None
+        assert calls == [3] * 5 + [1]
+        calls.clear()
+        got = model.q_proj(x), model.k_proj(other), model.v_proj(other)
+        assert calls == [1, 1, 1]
+    for name, one, at in zip(("q_proj", "k_proj", "v_proj"), got, (x, other, other)):
+        torch.testing.assert_close(one, getattr(want, name)(at), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_layer_alone_is_told_reaches_it(tmp_path: Path, calls: list[int]) -> None:
+    """A linear-like module's further arguments; its output is then its own affair."""
+
+    class Scaled(nn.Linear):
+        def forward(self, input: torch.Tensor, by: float = 1.0) -> torch.Tensor:  # noqa: A002
+            return super().forward(input) * by
+
+    folders, model, x = three(tmp_path), Attention(), inputs(1)
+    want = merged(folders["all"])
+    scaled = Scaled(32, 24).to(DEVICE)
+    scaled.load_state_dict(model.q_proj.state_dict())
+    model.q_proj = scaled.requires_grad_(False)
+    with MultiLoRA(model, folders) as many, many.use(["all"]):
+        got = model.q_proj(x, by=3.0)
+    assert calls == [1]
+    bare = Attention().q_proj(x)
+    torch.testing.assert_close(got, 3 * bare + (want.q_proj(x) - bare), rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_and_scalings_may_differ_among_the_three(tmp_path: Path) -> None:
+    """By PEFT's patterns; a slot's earlier adapter, of higher ranks and other targets, leaves nothing behind."""
+    import json
+
+    from safetensors.torch import save_file
+
+    x = inputs(2)
+    folder = tmp_path / "patterned"
+    folder.mkdir()
+    ranks, alphas = {"q_proj": 3, "k_proj": 9, "v_proj": 5}, {"q_proj": 6, "k_proj": 3, "v_proj": 0}
+    tensors = {}
+    for name, rank in ranks.items():
+        width = getattr(Attention(), name).out_features
+        for matrix, shape in (("A", (rank, 32)), ("B", (width, rank))):
+            tensors[f"base_model.model.{name}.lora_{matrix}.weight"] = torch.randn(shape) / shape[1] ** 0.5
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": [*ranks]}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": ranks, "alpha_pattern": alphas}))
+    model, before = Attention(), save(tmp_path / "before", 16, 2.0, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    with MultiLoRA(model, {"before": before}) as many:
+        many.remove("before")
+        many.add("patterned", folder)
+        with many.use(["patterned", None]), torch.no_grad():
+            got = {name: getattr(model, name)(y) for y in (x,) for name in ranks}
+    for name, rank in ranks.items():
+        a, b = (tensors[f"base_model.model.{name}.lora_{matrix}.weight"].to(DEVICE) for matrix in "AB")
+        bare = getattr(Attention(), name)(x)
+        torch.testing.assert_close(got[name][1], bare[1])
+        delta = alphas[name] / rank * x[0] @ a.T @ b.T
+        torch.testing.assert_close(got[name][0], bare[0] + delta, rtol=1e-5, atol=1e-5)
+
+
+def test_a_later_layer_joins_no_group(tmp_path: Path, calls: list[int]) -> None:
+    """Slices are where they are: k, which the second adapter brings, is called by itself; all three stay right."""
     folders, model, x = three(tmp_path), Attention(), inputs(2)
     with MultiLoRA(model, {"qv": folders["qv"]}, max_loras=2) as many:
         many.add("all", folders["all"])
         with many.use(["all", "qv"]):
             got = model(x)
-    assert shrinks == [2]
+    assert calls == [2, 1, 1]
     torch.testing.assert_close(got, expected(folders, ["all", "qv"], x), rtol=1e-5, atol=1e-5)
-
-
-def test_layers_alike_have_the_very_same_offsets(tmp_path: Path) -> None:
-    """A launch like one before checks offsets again, unless they are the object that it knows."""
-    models = Attention(), Attention()
-    with MultiLoRA(models[0], three(tmp_path)) as one, MultiLoRA(models[1], {}, target_modules=["v_proj"]) as other:
-        q, k, v, o = (one._model.layers[name]._offsets for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
-        alone = other._model.layers["v_proj"]._offsets
-    assert (q, k, v, o, alone) == ((0, 24, 24, 24), (0, 0, 8, 8), (0, 0, 0, 16), (0, 32), (0, 16))
-    with MultiLoRA(models[0], {}, target_modules=["q_proj", "k_proj", "v_proj"]) as again:
-        assert again._model.layers["k_proj"]._offsets is k

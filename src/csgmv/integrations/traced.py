@@ -8,7 +8,7 @@ Inductor may make a CUDA graph of it, which has the batch's buffers in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,39 +41,20 @@ def _define(name: str, schema: str, call: Callable[..., Any], fake: Callable[...
     return getattr(torch.ops.csgmv, name).default
 
 
-def _call_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:
+def _call_add(
+    outputs: Sequence[torch.Tensor], x: torch.Tensor, serving: int, graph: str, shared: int, place: int | None
+) -> None:
     group, batch = _found(serving, graph, shared)
-    h = group.shrink(x, batch)
-    return _fake_shrink(x, serving, graph, shared, width) if h is None else h
-
-
-def _fake_shrink(x: torch.Tensor, serving: int, graph: str, shared: int, width: int) -> torch.Tensor:  # noqa: ARG001
-    return x.new_empty((x.numel() // x.shape[-1], width))
-
-
-def _call_expand(output: torch.Tensor, h: torch.Tensor, serving: int, graph: str, shared: int, place: int) -> None:
-    group, batch = _found(serving, graph, shared)
-    group.layers[place].expand(output, h, batch)
-
-
-def _call_add(output: torch.Tensor, x: torch.Tensor, serving: int, graph: str, shared: int) -> None:
-    group, batch = _found(serving, graph, shared)
-    group.layers[0].add(output, x, batch)
+    group.add(outputs, x, batch, place)
 
 
 def _fake_in_place(*_: Any) -> None:
     """A mutation that the schema declares, and nothing else."""
 
 
-shrink = _define(
-    "served_shrink", "(Tensor x, int serving, str graph, int shared, int width) -> Tensor", _call_shrink, _fake_shrink
-)
-expand = _define(
-    "served_expand",
-    "(Tensor(a!) output, Tensor h, int serving, str graph, int shared, int place) -> ()",
-    _call_expand,
-    _fake_in_place,
-)
 add = _define(
-    "served_add", "(Tensor(a!) output, Tensor x, int serving, str graph, int shared) -> ()", _call_add, _fake_in_place
+    "served_add",
+    "(Tensor(a!)[] outputs, Tensor x, int serving, str graph, int shared, int? place) -> ()",
+    _call_add,
+    _fake_in_place,
 )

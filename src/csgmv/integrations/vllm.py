@@ -1,7 +1,7 @@
 """vLLM's two LoRA operators for linear layers, with its argument meanings, on csgmv's kernels.
 
 `install` puts them behind vLLM's own operators vllm::lora_shrink and vllm::lora_expand; to call them, vLLM need not be
-installed. vLLM has one tensor of weights a slice, which csgmv's kernels take one launch each for.
+installed. vLLM has one tensor of weights a slice: up to four of them share a launch.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 
-from csgmv import expand, plain_arguments, shrink
+from csgmv import expand, plain_arguments, rules, shrink
 from csgmv.integrations import installation
 from csgmv.integrations.installation import Installation
 from csgmv.integrations.vllm_arguments import (
@@ -80,15 +81,18 @@ def lora_shrink(
     if not inputs.shape[0]:
         return
     check_place(inputs, token_lora_mapping)
-    slices = [matrices(weights) for weights in lora_a_weights]
+    slices = tuple(matrices(weights) for weights in lora_a_weights)
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
     ).segments(inputs.shape[0], counted(num_active_loras), slices[0].shape[0], slices[0].shape[-2])
     check_contents(segments, inputs.shape[0], slices[0].shape[-2])
     output_tensor.zero_()
     x = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
-    for lora_a, h in zip(slices, output_tensor.unbind(0)):
-        shrink.lora_shrink(x, lora_a, segments, out=h, padded=True, batch_invariant=batch_invariant)
+    h = output_tensor.unbind(0)
+    for at in range(0, len(slices), rules.MAX_SLICES):
+        these = slices[at : at + rules.MAX_SLICES]
+        out = h[at : at + rules.MAX_SLICES]
+        shrink.lora_shrink(x, these, segments, len(these), out=out, padded=True, batch_invariant=batch_invariant)
     if scaling != 1.0:
         output_tensor.mul_(scaling)
 
@@ -133,7 +137,7 @@ def lora_expand(
     plain_arguments.flag("add_inputs", add_inputs)
     plain_arguments.flag("batch_invariant", batch_invariant)
     check_place(inputs, token_lora_mapping)
-    slices = [matrices(weights) for weights in lora_b_weights]
+    slices = tuple(matrices(weights) for weights in lora_b_weights)
     end = offset_start + sum(lora_b.shape[-2] for lora_b in slices)
     segments = Metadata(
         token_lora_mapping, token_indices_sorted_by_lora_ids, num_tokens_per_lora, lora_token_start_loc, lora_ids
@@ -141,12 +145,14 @@ def lora_expand(
     check_contents(segments, inputs.shape[1], slices[0].shape[-1])
     if not add_inputs:
         output_tensor[:, offset_start:end].masked_fill_((token_lora_mapping >= 0)[:, None], 0)
-    start = offset_start
-    for lora_b, h in zip(slices, inputs.contiguous().unbind(0)):
-        width = lora_b.shape[-2]
-        base_output = output_tensor[:, start : start + width]
-        expand.lora_expand(h, lora_b, segments, (0, width), base_output, padded=True, batch_invariant=batch_invariant)
-        start += width
+    start, h = offset_start, inputs.contiguous().unbind(0)
+    for at in range(0, len(slices), rules.MAX_SLICES):
+        these = slices[at : at + rules.MAX_SLICES]
+        offsets = (0, *itertools.accumulate(lora_b.shape[-2] for lora_b in these))
+        base = output_tensor[:, start : start + offsets[-1]]
+        hs = h[at : at + rules.MAX_SLICES]
+        expand.lora_expand(hs, these, segments, offsets, base, padded=True, batch_invariant=batch_invariant)
+        start += offsets[-1]
 
 
 def install() -> Installation:

@@ -127,7 +127,7 @@ def check_expand(inputs: torch.Tensor, weights: Sequence[torch.Tensor], output: 
         _check_slots(name, lora_b, first, rows=False)
         columns += lora_b.shape[-2]
     with _called(base_output="output_tensor"):
-        arguments.check_base_output(output, inputs.shape[1], first, columns)
+        arguments.check_base_output(output, inputs.shape[1], first, (0, columns))
 
 
 @contextlib.contextmanager

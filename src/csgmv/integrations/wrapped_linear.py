@@ -1,12 +1,12 @@
 """A linear layer whose output gets each row's adapter added, in place of the layer's own `forward`.
 
-Layers that read the same tensor (q, k and v; gate and up) share one shrink: the first that is called computes h of all,
-and each adds its own slice of it.
+Layers that read the same tensor (q, k and v; gate and up) share one call of `add_lora`: the first that is called has
+all of them compute their outputs, and the others hand out what is there already.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
 
-from csgmv.expand import lora_expand
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.layer import add_lora
-from csgmv.shrink import lora_shrink
 
 Batch = Union[RowBatch, StaticBatch]
+
+_PATIENCE = 3  # times in a row that outputs may be computed in vain before layers no longer wait for each other
 
 
 class Serving:
@@ -52,75 +52,115 @@ class Serving:
         self.batch, self.active = None, False
 
 
-class _Shrunk(NamedTuple):
-    """An input and its h, for layers that are still to come."""
+class _Ahead(NamedTuple):
+    """Outputs of an input, for layers that are still to come."""
 
     input: torch.Tensor
     version: int
-    h: torch.Tensor | None
+    outputs: list[torch.Tensor | None]
 
 
 class SharedInput:
-    """The A matrices of up to four linear layers that are called with the same tensor, one after the other.
+    """Up to four linear layers that are called with the same tensor, one after the other, and their adapters.
+
+    An adapter has one rank and one scaling here. In a layer where its rank is lower, or that it does not target, the
+    rest of its A and B is zero; where its scaling is another, B is multiplied by the ratio.
 
     Attributes:
-        lora_a: [max_loras, num_slices · max_rank, input_dim], padded: slice i begins at row i · max_rank.
-        layers: that read this input, in the order of the slices.
-        row: of the slots' table, with the largest rank of any of the layers.
+        layers: in the order of the slices.
+        lora_a: of each layer [max_loras, max_rank, input_dim].
+        lora_b: of each layer [max_loras, its width, max_rank].
+        row: of the slots' table.
         number: in `Serving.inputs`.
     """
 
-    def __init__(self, lora_a: torch.Tensor, row: int, serving: Serving) -> None:
-        self.lora_a, self.row, self.number = lora_a, row, len(serving.inputs)
+    def __init__(
+        self, max_loras: int, max_rank: int, like: torch.Tensor, widths: Sequence[int], row: int, serving: Serving
+    ) -> None:
+        """`like` is an empty tensor [input_dim, 0] of the adapters' dtype, on their device."""
+        self.row, self.number, self._serving = row, len(serving.inputs), serving
         self.layers: list[WrappedLinear] = []
-        self._serving = serving
-        self._left = 0
-        self._shrunk: _Shrunk | None = None
+        self.lora_a = tuple(like.new_zeros(max_loras, max_rank, like.shape[0]) for _ in widths)
+        self.lora_b = tuple(like.new_zeros(max_loras, width, max_rank) for width in widths)
+        self._offsets = (0, *itertools.accumulate(widths))
+        self._ahead: _Ahead | None = None
+        self._in_vain = 0 if len(widths) > 1 else _PATIENCE
         # While Dynamo traces: what is traced is known by the variable, and forgotten before the graph ends.
+        self._traced: tuple[torch.Tensor, list[torch.Tensor]] | None = None
         self._traced_left = 0
-        self._traced: tuple[torch.Tensor, torch.Tensor] | None = None
         serving.inputs.append(self)
 
-    def h(self, input: torch.Tensor, batch: Batch) -> torch.Tensor | None:  # noqa: A002
-        """[num_tokens, num_slices · max_rank], of the layer before if that had this very tensor, unchanged since.
+    def put(self, slot: int, place: int, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
+        """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank] of one layer."""
+        rank = len(lora_a)
+        self.lora_a[place][slot, :rank].copy_(lora_a)
+        self.lora_b[place][slot, :, :rank].copy_(lora_b)
 
-        None where no row's adapter has a rank in any of the layers.
-        """
-        kept, version = self._shrunk, _version(input)
-        if kept is None or kept.input is not input or kept.version != version:
-            kept = self._shrunk = _Shrunk(input, version, self.shrink(input, batch))
-            self._left = len(self.layers)
-        self._left -= 1
-        if not self._left:
-            self._shrunk = None
-        return kept.h
+    def clear(self, slot: int) -> None:
+        """Zero a slot's weights."""
+        for weights in (*self.lora_a, *self.lora_b):
+            weights[slot].zero_()
 
-    def shrink(self, input: torch.Tensor, batch: Batch) -> torch.Tensor | None:  # noqa: A002
-        """The same, computed."""
-        segments = batch.segments(input.shape, self.row)
+    def output(self, place: int, input: torch.Tensor, batch: Batch) -> torch.Tensor:  # noqa: A002
+        """What a layer gives for an input."""
+        ahead, version = self._ahead, _version(input)
+        if ahead is not None:
+            if ahead.input is input and ahead.version == version and (output := ahead.outputs[place]) is not None:
+                ahead.outputs[place] = None
+                if all(each is None for each in ahead.outputs):
+                    self._ahead, self._in_vain = None, 0
+                return output
+            self.forget()
+        alone: torch.Tensor
+        if self._in_vain >= _PATIENCE or batch.segments(input.shape, self.row) is None:
+            alone = self.layers[place].base(input)
+            self.add([alone], input, batch, place)
+            return alone
+        outputs: list[torch.Tensor] = [layer.base(input) for layer in self.layers]
+        self.add(outputs, input, batch)
+        self._ahead = _Ahead(input, version, [*outputs[:place], None, *outputs[place + 1 :]])
+        return outputs[place]
+
+    def add(
+        self, outputs: Sequence[torch.Tensor], inputs: torch.Tensor, batch: Batch, place: int | None = None
+    ) -> None:
+        """Add each row's adapter to all layers' outputs, or to that of the one in this place, in place."""
+        segments = batch.segments(inputs.shape, self.row)
         if segments is None:
-            return None
-        x = input.reshape(-1, input.shape[-1])
-        return lora_shrink(x, self.lora_a, segments, len(self.layers), padded=True)
-
-    def traced_h(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
-        """As `h`, for a graph. A change in place between two layers' calls is not seen there."""
-        from csgmv.integrations import traced
-
-        if self._traced is not None and self._traced[0] is input:
-            h = self._traced[1]
+            return
+        x = inputs.reshape(-1, inputs.shape[-1])
+        if place is None:
+            bases = tuple(map(_rows, outputs))
+            add_lora(bases, x, self.lora_a, self.lora_b, segments, self._offsets, padded=True)
         else:
-            serving = self._serving
-            h = traced.shrink(input, serving.number, serving.graph, self.number, self.lora_a.shape[1])
-            self._traced, self._traced_left = (input, h), len(self.layers)
+            offsets = self.layers[place].offsets
+            add_lora(_rows(outputs[0]), x, self.lora_a[place], self.lora_b[place], segments, offsets)
+
+    def traced_output(self, place: int, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        """As `output`, for a graph. A change in place between two layers' calls is not seen there."""
+        if self._traced is not None and self._traced[0] is input:
+            outputs = self._traced[1]
+        else:
+            outputs = [layer.base(input) for layer in self.layers]
+            self.add_traced(outputs, input)
+            self._traced, self._traced_left = (input, outputs), len(self.layers)
         self._traced_left -= 1
         if self._traced_left == 0:
             self._traced = None
-        return h
+        return outputs[place]
+
+    def add_traced(self, outputs: list[torch.Tensor], inputs: torch.Tensor, place: int | None = None) -> None:
+        """As `add`, for a graph."""
+        from csgmv.integrations import traced
+
+        traced.add(outputs, inputs, self._serving.number, self._serving.graph, self.number, place)
 
     def forget(self) -> None:
-        """Let go of what was kept for a layer that was not called."""
-        self._shrunk = self._traced = None
+        """Let go of what was computed for a layer that was not called."""
+        if self._ahead is not None:
+            self._ahead = None
+            self._in_vain += 1
+        self._traced = None
 
 
 class WrappedLinear:
@@ -128,25 +168,21 @@ class WrappedLinear:
 
     Attributes:
         path: of the module in the model.
-        lora_b: [max_loras, output_dim, max_rank].
-        shared: where its A matrix is.
-        row: of the slots' table.
+        shared: what it reads, and its adapters.
+        offsets: of its only slice, where it is called by itself.
+        base: the module's own `forward`.
     """
 
-    def __init__(
-        self, path: str, module: nn.Module, shared: SharedInput, lora_b: torch.Tensor, row: int, serving: Serving
-    ) -> None:
-        self.path, self.lora_b, self.row = path, lora_b, row
-        self.shared, self._module, self._serving = shared, module, serving
+    def __init__(self, path: str, module: nn.Module, shared: SharedInput, width: int, serving: Serving) -> None:
+        self.path, self.shared, self.offsets = path, shared, (0, width)
+        self._module, self._serving = module, serving
         self._place = len(shared.layers)
         shared.layers.append(self)
         self._own: Any = vars(module).get("forward")  # an instance's own `forward`, which accelerate's hooks set
-        self._base = module.forward
-        self._offsets: Sequence[int] = (0, lora_b.shape[1])
+        self.base = module.forward
 
     def wrap(self) -> None:
-        """Take the place of the module's `forward`; once all layers of the shared input are there."""
-        self._offsets = _slice_offsets(self._place, len(self.shared.layers), self.lora_b.shape[1])
+        """Take the place of the module's `forward`."""
         self._module.forward = self.forward
 
     @property
@@ -162,60 +198,38 @@ class WrappedLinear:
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: A002  as nn.Linear's
         """The layer's output, [rows, tokens, output_dim], with each row's adapter added."""
-        output: torch.Tensor = self._base(input, *args, **kwargs)
-        serving = self._serving
-        if serving.active:
-            if output.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{self.path}: adapters are for inference, which has no gradients: "
-                    "call the model under torch.no_grad() or torch.inference_mode()"
-                )
+        serving, shared, place = self._serving, self.shared, self._place
+        output: torch.Tensor
+        if not serving.active:
+            output = self.base(input, *args, **kwargs)
+            return output
+        if args or kwargs:  # what this layer alone is told
+            output = self.base(input, *args, **kwargs)
             if is_dynamo_compiling():
-                self._add_traced(output, input)
+                shared.add_traced([output], input, place)
             else:
                 assert serving.batch is not None
-                self.add(output, input, serving.batch)
+                shared.add([output], input, serving.batch, place)
+        elif is_dynamo_compiling():
+            output = shared.traced_output(place, input)
+        else:
+            assert serving.batch is not None
+            output = shared.output(place, input, serving.batch)
+        if output.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{self.path}: adapters are for inference, which has no gradients: "
+                "call the model under torch.no_grad() or torch.inference_mode()"
+            )
         return output
 
     def put(self, slot: int, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
-        """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank]; what is past its rank stays."""
-        first, rank = self._place * self.lora_b.shape[2], len(lora_a)
-        self.shared.lora_a[slot, first : first + rank].copy_(lora_a)
-        self.lora_b[slot, :, :rank].copy_(lora_b)
-
-    def add(self, output: torch.Tensor, input: torch.Tensor, batch: Batch) -> None:  # noqa: A002
-        """Add each row's adapter to the output, in place."""
-        if len(self.shared.layers) > 1:
-            h = self.shared.h(input, batch)
-            if h is not None:
-                self.expand(output, h, batch)
-            return
-        segments = batch.segments(input.shape, self.row)
-        if segments is not None:
-            x, base = input.reshape(-1, input.shape[-1]), output.view(-1, output.shape[-1])
-            add_lora(base, x, self.shared.lora_a, self.lora_b, segments, self._offsets)
-
-    def expand(self, output: torch.Tensor, h: torch.Tensor, batch: Batch) -> None:
-        """The half of it that is left when h is known; the other layers' slices of h count as of no width."""
-        segments = batch.segments(output.shape, self.row)
-        if segments is not None:
-            lora_expand(h, self.lora_b, segments, self._offsets, output.view(-1, output.shape[-1]), padded=True)
-
-    def _add_traced(self, output: torch.Tensor, input: torch.Tensor) -> None:  # noqa: A002
-        from csgmv.integrations import traced
-
-        shared, serving = self.shared, self._serving
-        if len(shared.layers) > 1:
-            h = shared.traced_h(input)
-            traced.expand(output, h, serving.number, serving.graph, shared.number, self._place)
-        else:
-            traced.add(output, input, serving.number, serving.graph, shared.number)
+        """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank]."""
+        self.shared.put(slot, self._place, lora_a, lora_b)
 
 
-@functools.cache
-def _slice_offsets(place: int, slices: int, width: int) -> tuple[int, ...]:
-    """Of one slice among others that count as of no width; the same object each time, which launches need not check."""
-    return (0,) * (place + 1) + (width,) * (slices - place)
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows · tokens, features]."""
+    return tensor.view(-1, tensor.shape[-1])
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -73,18 +73,15 @@ class WrappedModel:
             if isinstance(getattr(vars(self._modules[path]).get("forward"), "__self__", None), WrappedLinear):
                 raise ValueError(f"model: expected layers that no other MultiLoRA has wrapped, got {path}")
         groups = linear_layers.groups(paths, self._linears)
-        rows = iter(slots.add_rows(len(paths) + sum(len(group) > 1 for group in groups)))
-        loras, device = slots.max_loras, slots.device
         made: list[WrappedLinear] = []
-        for group in groups:
-            row, slices = next(rows), len(group)
-            sizes = self._linear(group[0])
-            lora_a = torch.zeros(loras, slices * max_rank, sizes.input_dim, dtype=sizes.dtype, device=device)
-            shared = SharedInput(lora_a, row, serving)
-            for path in group:
-                lora_b = lora_a.new_zeros(loras, self._linear(path).output_dim, max_rank)
-                own_row = next(rows) if slices > 1 else row
-                made.append(WrappedLinear(path, self._modules[path], shared, lora_b, own_row, serving))
+        for group, row in zip(groups, slots.add_rows(len(groups))):
+            sizes = [self._linear(path) for path in group]
+            like = torch.empty(sizes[0].input_dim, 0, dtype=sizes[0].dtype, device=slots.device)
+            widths = [each.output_dim for each in sizes]
+            shared = SharedInput(slots.max_loras, max_rank, like, widths, row, serving)
+            made += [
+                WrappedLinear(path, self._modules[path], shared, width, serving) for path, width in zip(group, widths)
+            ]
         for layer in made:
             layer.wrap()
             self.layers[layer.path] = layer
@@ -92,12 +89,19 @@ class WrappedModel:
     def put(self, name: str, weights: Adapter, slots: AdapterSlots) -> None:
         """Give a free slot to an adapter whose layers are wrapped."""
         slot = slots.free()
-        sizes: dict[int, Size] = {}
+        together: dict[SharedInput, list[tuple[WrappedLinear, LoraWeights]]] = {}
         for path, found in weights.items():
-            layer, size = self.layers[path], Size(found.rank, found.scaling)
-            layer.put(slot, found.lora_a, found.lora_b)
-            sizes[layer.row] = size
-            sizes[layer.shared.row] = max(size, sizes.get(layer.shared.row, size))
+            layer = self.layers[path]
+            together.setdefault(layer.shared, []).append((layer, found))
+        sizes = {}
+        for shared, group in together.items():
+            scaling = max((found.scaling for _, found in group), key=abs)
+            sizes[shared.row] = Size(max(found.rank for _, found in group), scaling)
+            shared.clear(slot)
+            for layer, found in group:
+                ratio = found.scaling / scaling if scaling else 1.0
+                lora_b = found.lora_b if ratio == 1.0 else (found.lora_b.float() * ratio).to(found.lora_b.dtype)
+                layer.put(slot, found.lora_a, lora_b)
         slots.put(name, slot, sizes)
 
     def unwrap(self) -> None:

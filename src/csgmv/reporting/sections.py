@@ -83,7 +83,7 @@ def checks(chapter: Chapter) -> Section:
     """What would make one distrust the results."""
     findings, today = chapter.findings, kernel_hash.kernel_hash()
     whole = len(findings)
-    stale = sum(finding.run["kernel_hash"] != today for finding in findings)
+    stale = sum(not kernel_hash.same_kernels(finding.run["kernel_hash"], today) for finding in findings)
     slower = [(ratio, finding, batch) for finding in findings for batch, ratio in finding.slower_batches()]
     noisy = sum((finding.noise or 0) > _NOISY for finding in findings)
     spilling = sum(bool(finding.baked and finding.winner and finding.winner["spills"]) for finding in findings)

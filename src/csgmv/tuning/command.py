@@ -181,7 +181,7 @@ def _stale(folder: Path) -> list[rules.Key]:
     today = kernel_hash.kernel_hash()
     results = [found.result for found in collect(folder).found]
     here = [result for result in results if gpu is None or (result.gpu, result.triton) == (gpu, triton.__version__)]
-    stale = [result.key for result in here if result.kernel_hash != today]
+    stale = [result.key for result in here if not kernel_hash.same_kernels(result.kernel_hash, today)]
     if not stale:
         raise ValueError(
             f"--stale: expected results of other kernels in {folder}, got none among {len(here)} of "

@@ -42,8 +42,8 @@ class _Launch(NamedTuple):
     kernel: Any
     programs: int
     options: Mapping[str, Any]
-    tensors: Sequence[torch.Tensor]
-    sizes: Sequence[int]
+    tensors: Sequence[torch.Tensor | None]
+    sizes: Sequence[int | None]
     constants: Mapping[str, int | bool]
 
     def signature(self) -> Signature:
@@ -58,8 +58,9 @@ class _Launch(NamedTuple):
         kinds = tuple(
             (size == 1, size % 16 == 0, size >= 2**31) if name not in plain else size >= 2**31
             for name, size in zip(names, self.sizes)
+            if size is not None
         )
-        dtypes = tuple(str(tensor.dtype) for tensor in self.tensors)
+        dtypes = tuple(str(tensor.dtype) for tensor in self.tensors if tensor is not None)
         return self.kernel.__name__, *sorted(self.options.items()), dtypes, kinds, *self.constants.values()
 
 
@@ -106,8 +107,8 @@ class Compiler:
         kernel: Any,
         programs: int,
         config: ShrinkConfig | ExpandConfig | None,
-        tensors: Sequence[torch.Tensor],
-        sizes: Sequence[int],
+        tensors: Sequence[torch.Tensor | None],
+        sizes: Sequence[int | None],
         constants: Mapping[str, int | bool],
         *,
         overlap: bool = False,

@@ -18,6 +18,7 @@ import torch
 from csgmv import no_gpu, rules
 from csgmv.baking.choose import Choice, Target, choose
 from csgmv.baking.collect import Collected, collect
+from csgmv.kernel_hash import same_kernels
 from csgmv.tuning import run_options
 from csgmv.tuning.crossing import Crossing, Summary
 from csgmv.tuning.heats import Heats, heats, seconds
@@ -106,7 +107,8 @@ def cross(
         raise ValueError(f"{folder}: expected results of {site.gpu} under Triton {site.triton}, got those of others")
     archive = Archive(folder, *where, site.run)
     planned = heats(choice, where, lambda result: archive.raced(result.key))
-    current = Heats(*([one for one in part if one.result.kernel_hash == site.run.kernel_hash] for part in planned))
+    today = site.run.kernel_hash
+    current = Heats(*([one for one in part if same_kernels(one.result.kernel_hash, today)] for part in planned))
     if stale := len({one.result.key for part in planned for one in part} - {*_keys(current)}):
         print(f"{stale} keys were measured with other kernels; `csgmv tune --stale` measures them again, then cross")
     with rig.opened(seed, processes or spare_processes()) as (bench, farm):

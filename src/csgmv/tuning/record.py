@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from csgmv import checks, files, records, rules
+from csgmv.kernel_hash import same_kernels
 from csgmv.tuning.plan import Task
 
 
@@ -129,7 +130,7 @@ def empty(gpu: str, triton: str, key: rules.Key) -> dict[str, Any]:
     }
 
 
-_FREE = ("csgmv", "date", "seed")  # what of a run may differ in records that are fresh
+_FREE = ("csgmv", "date", "seed", "kernel_hash")  # what of a run may differ, or is compared otherwise, in fresh records
 
 
 class Archive:
@@ -224,7 +225,8 @@ class Archive:
 
     def _is_current(self, run: Mapping[str, Any]) -> bool:
         return any(
-            all(run[name] == value for name, value in dataclasses.asdict(ours).items() if name not in _FREE)
+            same_kernels(run["kernel_hash"], ours.kernel_hash)
+            and all(run[name] == value for name, value in dataclasses.asdict(ours).items() if name not in _FREE)
             for ours in self._current
         )
 

@@ -1,0 +1,102 @@
+"""Slices that are tensors of their own, not parts of one: q, k and v as a model's three layers give them.
+
+Operations take either form of lora_a, lora_b and base_output. Kernels take up to four pointers for each of them; where
+one tensor holds all slices, three are None, and the kernel is compiled without them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar, Union
+
+import torch
+import triton
+import triton.language as tl
+
+from csgmv import launch, rules
+
+Sliced = Union[torch.Tensor, tuple[torch.Tensor, ...]]
+"""One tensor that holds all slices, or a tuple of as many tensors as there are slices."""
+
+SomeSliced = TypeVar("SomeSliced", bound=Sliced)
+
+_NO_OTHERS = (None,) * (rules.MAX_SLICES - 1)
+
+
+@triton.jit
+def of_slice(slice_id, of0, of1, of2, of3):
+    """What belongs to this slice, or to each of these; pointers and numbers alike."""
+    found = tl.where(slice_id == 1, of1, of0)
+    found = tl.where(slice_id == 2, of2, found)
+    return tl.where(slice_id == 3, of3, found)
+
+
+@triton.jit
+def of_columns(slice_id, of0, of1, of2, of3, APART_BY: tl.constexpr):
+    """Pointers to these slices, of which the compiler could not see for itself that they are aligned."""
+    return tl.multiple_of(of_slice(slice_id, of0, of1, of2, of3), (APART_BY, APART_BY))
+
+
+def apart(sliced: object) -> bool:
+    """Whether slices are tensors of their own."""
+    return isinstance(sliced, tuple)
+
+
+def parts(sliced: Sliced) -> tuple[torch.Tensor, ...]:
+    """The tensors."""
+    return sliced if isinstance(sliced, tuple) else (sliced,)
+
+
+def apart_by(sliced: Sliced) -> int:
+    """Where slices are apart, up to 16 bytes of which all of them begin at a multiple; else 0."""
+    pointers = [part.data_ptr() for part in parts(sliced)]
+    return math.gcd(16, *pointers) if len(pointers) > 1 else 0
+
+
+def first(sliced: Any) -> Any:
+    """The tensor, or that of the first slice."""
+    return sliced[0] if isinstance(sliced, tuple) and sliced else sliced
+
+
+def four(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a kernel takes for so many tensors: one and no others, or one for each slice and the first again for those
+    that there are not, which is never looked at.
+    """
+    if len(found) == 1:
+        return found + _NO_OTHERS
+    return found + found[:1] * (rules.MAX_SLICES - len(found))
+
+
+def tensors(sliced: Sliced) -> tuple[torch.Tensor | None, ...]:
+    """A kernel's, in its order."""
+    return four(parts(sliced))
+
+
+def alone(pointer: int) -> tuple[Any, ...]:
+    """A kernel's pointers where one tensor holds all slices."""
+    return (pointer, *_NO_OTHERS)
+
+
+def kind_of_weights(weights: Any) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+    """What checks and binaries depend on of lora_a or lora_b, and pointers in a kernel's order.
+
+    Raises one of `arguments.MISFITS` for what has none of it.
+    """
+    if isinstance(weights, tuple):
+        kinds = [kind_of_weights(each) for each in weights]
+        pointers = four(tuple(pointer for _, (pointer, *_) in kinds))
+        return tuple(kind for kind, _ in kinds), pointers
+    pointer = weights.data_ptr()
+    kind = launch.device_of(weights), weights.dtype, weights.shape, weights.stride(), pointer & 15
+    return kind, (pointer, *_NO_OTHERS)
+
+
+def kind_of_rows(matrix: Any, rows: int) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+    """The same of h or base_output, of which the number of rows is no part, but how many it is off the batch's."""
+    if isinstance(matrix, tuple):
+        kinds = [kind_of_rows(each, rows) for each in matrix]
+        pointers = four(tuple(pointer for _, (pointer, *_) in kinds))
+        return tuple(kind for kind, _ in kinds), pointers
+    pointer, (own, columns) = matrix.data_ptr(), matrix.shape
+    kind = launch.device_of(matrix), matrix.dtype, columns, matrix.stride(), own - rows, pointer & 15
+    return kind, (pointer, *_NO_OTHERS)
