@@ -77,26 +77,49 @@ def alone(pointer: int) -> tuple[Any, ...]:
     return (pointer, *_NO_OTHERS)
 
 
-def kind_of_weights(weights: Any) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
-    """What checks and binaries depend on of lora_a or lora_b, and pointers in a kernel's order.
-
-    Raises one of `arguments.MISFITS` for what has none of it.
-    """
-    if isinstance(weights, tuple):
-        kinds = [kind_of_weights(each) for each in weights]
-        pointers = four(tuple(pointer for _, (pointer, *_) in kinds))
-        return tuple(kind for kind, _ in kinds), pointers
-    pointer = weights.data_ptr()
-    kind = launch.device_of(weights), weights.dtype, weights.shape, weights.stride(), pointer & 15
-    return kind, (pointer, *_NO_OTHERS)
+Kind = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""What checks and binaries depend on of an operand, and pointers in a kernel's order."""
 
 
-def kind_of_rows(matrix: Any, rows: int) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
-    """The same of h or base_output, of which the number of rows is no part, but how many it is off the batch's."""
-    if isinstance(matrix, tuple):
-        kinds = [kind_of_rows(each, rows) for each in matrix]
-        pointers = four(tuple(pointer for _, (pointer, *_) in kinds))
-        return tuple(kind for kind, _ in kinds), pointers
-    pointer, (own, columns) = matrix.data_ptr(), matrix.shape
-    kind = launch.device_of(matrix), matrix.dtype, columns, matrix.stride(), own - rows, pointer & 15
-    return kind, (pointer, *_NO_OTHERS)
+class Stationary(tuple[torch.Tensor, ...]):
+    """Weights, a tensor for each slice, that stay where and as large as they are: looked at once, not on each call."""
+
+    kind: Kind
+
+    def __new__(cls, weights: tuple[torch.Tensor, ...]) -> Stationary:
+        """What they hold may change."""
+        made = super().__new__(cls, weights)
+        made.kind = kind_of_weights(weights)
+        return made
+
+
+def kind_of_weights(weights: Any) -> Kind:
+    """Of lora_a or lora_b; raises one of `arguments.MISFITS` for what is neither."""
+    if not isinstance(weights, tuple):
+        pointer = weights.data_ptr()
+        kind = launch.device_of(weights), weights.dtype, weights.shape, weights.stride(), pointer & 15
+        return kind, (pointer, *_NO_OTHERS)
+    if type(weights) is Stationary:
+        return weights.kind
+    kinds: tuple[Any, ...] = ()
+    pointers: tuple[int, ...] = ()
+    for each in weights:
+        pointer = each.data_ptr()
+        pointers += (pointer,)
+        kinds += launch.device_of(each), each.dtype, each.shape, each.stride(), pointer & 15
+    return kinds, four(pointers)
+
+
+def kind_of_rows(matrix: Any, rows: int) -> Kind:
+    """Of h or base_output, of which the number of rows is no part, but how many it is off the batch's."""
+    if not isinstance(matrix, tuple):
+        pointer, (own, columns) = matrix.data_ptr(), matrix.shape
+        kind = launch.device_of(matrix), matrix.dtype, columns, matrix.stride(), own - rows, pointer & 15
+        return kind, (pointer, *_NO_OTHERS)
+    kinds: tuple[Any, ...] = ()
+    pointers: tuple[int, ...] = ()
+    for each in matrix:
+        pointer, (own, columns) = each.data_ptr(), each.shape
+        pointers += (pointer,)
+        kinds += launch.device_of(each), each.dtype, columns, each.stride(), own - rows, pointer & 15
+    return kinds, four(pointers)

@@ -16,6 +16,8 @@ from torch.compiler import is_dynamo_compiling
 
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.layer import add_lora
+from csgmv.segments import Segments
+from csgmv.slices import Stationary
 
 Batch = Union[RowBatch, StaticBatch]
 
@@ -80,9 +82,10 @@ class SharedInput:
         """`like` is an empty tensor [input_dim, 0] of the adapters' dtype, on their device."""
         self.row, self.number, self._serving = row, len(serving.inputs), serving
         self.layers: list[WrappedLinear] = []
-        self.lora_a = tuple(like.new_zeros(max_loras, max_rank, like.shape[0]) for _ in widths)
-        self.lora_b = tuple(like.new_zeros(max_loras, width, max_rank) for width in widths)
+        self.lora_a = Stationary(tuple(like.new_zeros(max_loras, max_rank, like.shape[0]) for _ in widths))
+        self.lora_b = Stationary(tuple(like.new_zeros(max_loras, width, max_rank) for width in widths))
         self._offsets = (0, *itertools.accumulate(widths))
+        self._alone = [(Stationary((a,)), Stationary((b,)), (0, len(b[0]))) for a, b in zip(self.lora_a, self.lora_b)]
         self._ahead: _Ahead | None = None
         self._in_vain = 0 if len(widths) > 1 else _PATIENCE
         # While Dynamo traces: what is traced is known by the variable, and forgotten before the graph ends.
@@ -111,30 +114,30 @@ class SharedInput:
                     self._ahead, self._in_vain = None, 0
                 return output
             self.forget()
+        segments = batch.segments(input.shape, self.row)
         alone: torch.Tensor
-        if self._in_vain >= _PATIENCE or batch.segments(input.shape, self.row) is None:
+        if segments is None or self._in_vain >= _PATIENCE:
             alone = self.layers[place].base(input)
-            self.add([alone], input, batch, place)
+            self._add([alone], input, segments, place)
             return alone
         outputs: list[torch.Tensor] = [layer.base(input) for layer in self.layers]
-        self.add(outputs, input, batch)
+        self._add(outputs, input, segments, None)
         self._ahead = _Ahead(input, version, [*outputs[:place], None, *outputs[place + 1 :]])
         return outputs[place]
 
-    def add(
-        self, outputs: Sequence[torch.Tensor], inputs: torch.Tensor, batch: Batch, place: int | None = None
+    def add(self, outputs: Sequence[torch.Tensor], inputs: torch.Tensor, batch: Batch, place: int | None) -> None:
+        """Add each row's adapter to the output of the layer in this place, or to those of all (None), in place."""
+        self._add(outputs, inputs, batch.segments(inputs.shape, self.row), place)
+
+    def _add(
+        self, outputs: Sequence[torch.Tensor], inputs: torch.Tensor, segments: Segments | None, place: int | None
     ) -> None:
-        """Add each row's adapter to all layers' outputs, or to that of the one in this place, in place."""
-        segments = batch.segments(inputs.shape, self.row)
         if segments is None:
             return
         x = inputs.reshape(-1, inputs.shape[-1])
-        if place is None:
-            bases = tuple(map(_rows, outputs))
-            add_lora(bases, x, self.lora_a, self.lora_b, segments, self._offsets, padded=True)
-        else:
-            offsets = self.layers[place].offsets
-            add_lora(_rows(outputs[0]), x, self.lora_a[place], self.lora_b[place], segments, offsets)
+        bases = tuple([output.view(-1, output.shape[-1]) for output in outputs])
+        lora_a, lora_b, offsets = (self.lora_a, self.lora_b, self._offsets) if place is None else self._alone[place]
+        add_lora(bases, x, lora_a, lora_b, segments, offsets, padded=True)
 
     def traced_output(self, place: int, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         """As `output`, for a graph. A change in place between two layers' calls is not seen there."""
@@ -169,12 +172,11 @@ class WrappedLinear:
     Attributes:
         path: of the module in the model.
         shared: what it reads, and its adapters.
-        offsets: of its only slice, where it is called by itself.
         base: the module's own `forward`.
     """
 
-    def __init__(self, path: str, module: nn.Module, shared: SharedInput, width: int, serving: Serving) -> None:
-        self.path, self.shared, self.offsets = path, shared, (0, width)
+    def __init__(self, path: str, module: nn.Module, shared: SharedInput, serving: Serving) -> None:
+        self.path, self.shared = path, shared
         self._module, self._serving = module, serving
         self._place = len(shared.layers)
         shared.layers.append(self)
@@ -225,11 +227,6 @@ class WrappedLinear:
     def put(self, slot: int, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
         """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank]."""
         self.shared.put(slot, self._place, lora_a, lora_b)
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """[rows · tokens, features]."""
-    return tensor.view(-1, tensor.shape[-1])
 
 
 def _version(tensor: torch.Tensor) -> int:

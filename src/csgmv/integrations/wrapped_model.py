@@ -79,9 +79,7 @@ class WrappedModel:
             like = torch.empty(sizes[0].input_dim, 0, dtype=sizes[0].dtype, device=slots.device)
             widths = [each.output_dim for each in sizes]
             shared = SharedInput(slots.max_loras, max_rank, like, widths, row, serving)
-            made += [
-                WrappedLinear(path, self._modules[path], shared, width, serving) for path, width in zip(group, widths)
-            ]
+            made += [WrappedLinear(path, self._modules[path], shared, serving) for path in group]
         for layer in made:
             layer.wrap()
             self.layers[layer.path] = layer
