@@ -74,10 +74,10 @@ def hashes(rows: list[Any]) -> list[list[str]]:
 
 def _of(source: Path, rows: Path, cache: Path) -> subprocess.Popen[str]:
     """The same in a process whose csgmv is that of a source folder."""
-    place = {"PYTHONPATH": str(source), "TRITON_CACHE_DIR": str(cache), "TRITON_DISABLE_LINE_INFO": "1"}
-    return subprocess.Popen(
-        [sys.executable, __file__, "--list", str(rows)], stdout=subprocess.PIPE, text=True, env={**os.environ, **place}
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(source), "TRITON_CACHE_DIR": str(cache), "TRITON_DISABLE_LINE_INFO": "1"}
+    command = [sys.executable, __file__, "--list", str(rows)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def main(revision: str) -> int:

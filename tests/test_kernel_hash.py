@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from csgmv.kernel_hash import kernel_hash
+from csgmv import kernel_hash as hashes
+from csgmv.kernel_hash import kernel_hash, same_kernels
 
 SOURCE = '''"""A kernel."""
 
@@ -57,3 +59,20 @@ def test_jitted_functions_of_every_module_count(tmp_path: Path) -> None:
     assert kernel_hash(place) == before
     (place / "tiles.py").write_text("@triton.jit\ndef f(x):\n    return x\n")
     assert kernel_hash(place) != before
+
+
+def test_measurements_hold_for_later_kernels_that_make_the_same_binaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for those after these; not for earlier ones, nor for others."""
+    monkeypatch.setattr(hashes, "SAME_BINARIES", {"a": "b", "b": "c", "x": "y"})
+    same = [(one, other) for one in "abcxyz" for other in "abcxyz" if one != other and same_kernels(one, other)]
+    assert same == [("a", "b"), ("a", "c"), ("b", "c"), ("x", "y")]
+    assert all(same_kernels(each, each) for each in "abcxyz")
+
+
+def test_what_is_said_to_be_the_same_leads_to_these_kernels() -> None:
+    """By whole hashes; a chain that ends elsewhere is of no use to any record."""
+    for before, after in hashes.SAME_BINARIES.items():
+        assert re.fullmatch("sha256:[0-9a-f]{64}", before)
+        assert re.fullmatch("sha256:[0-9a-f]{64}", after)
+        assert before != after
+        assert same_kernels(before, kernel_hash()), f"{before} leads to {after}: measure again, or take it out"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,30 @@ def test_one_thread_decides_while_another_is_measuring(tmp_path: Path) -> None:
     running.run()
     assert most == 1
     assert overtaken > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_waiting_is_when_all_threads_wait(tmp_path: Path, threads: int) -> None:
+    """For compilations: once, however many threads do; not while one of them has something measured."""
+
+    class Slow(Farm):
+        """Compiles what is asked for together, and takes its time for it."""
+
+        def submit(self, key: rules.Key, rows: Any) -> Any:
+            found = super().submit(key, rows)
+            waiting = [Future[Any]() for _ in rows]
+            for (row, (done,)), future in zip([*found.items()], waiting):
+                found[row] = [future]
+                threading.Timer(0.05, future.set_result, [done.result()]).start()
+            return found
+
+    plan = Plan((LayerShape("o", 96, (48,)),), 12, chunk_sizes=(16,), tokens=(3,), ops=("shrink",))
+    there, begun = archive(tmp_path), time.monotonic()
+    agenda = schedule(plan.tasks(), there, DEVICE.limits)
+    one = Session(agenda, DEVICE, HashBench(), Slow(), there, lambda _: None, threads=threads)
+    summary = one.run()
+    took = time.monotonic() - begun
+    assert 0.05 < summary.waiting <= took
 
 
 @pytest.mark.parametrize("after", [1, 60, 200])

@@ -124,6 +124,7 @@ class Session:
         self._records: dict[rules.Key, Record] = {}
         self._done = 0
         self._waiting, self._waiters = 0.0, 0
+        self._starved_since = 0.0  # when the last of the threads began to wait
         self._threads, self._over = threads, False
 
     def run(self, deadline: float | None = None) -> Summary:
@@ -175,18 +176,18 @@ class Session:
     def _wait(self, deadline: float | None) -> None:
         assert not all(one.idle for one in self._running), "searches wait for each other"
         pending = {future for one in self._running for future in one.pending()}
-        starved = self._waiters == 0 and not any(one.busy for one in self._running)
         left = _POLL_SECONDS if deadline is None else max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))
-        begun = time.monotonic()
         self._waiters += 1
+        if self._waiters == self._threads:
+            self._starved_since = time.monotonic()
         with self._turns.others_decide():
             if pending:
                 wait(pending, timeout=left, return_when=FIRST_COMPLETED)
-            elif not starved:
+            elif any(one.busy for one in self._running):
                 time.sleep(left)
+        if self._waiters == self._threads:  # until now nobody had anything measured
+            self._waiting += time.monotonic() - self._starved_since
         self._waiters -= 1
-        if starved:
-            self._waiting += time.monotonic() - begun
 
     def _make(self, task: Task) -> _Running:
         save = self._save if task.key in self._agenda.wanted else None
