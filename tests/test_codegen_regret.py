@@ -15,7 +15,7 @@ from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
     input_dim: [32, 32, 128, 2, 1, 4, stages, None, False]
-    for stages, input_dim in enumerate((512, 1024, 4096), start=2)
+    for stages, input_dim in enumerate((512, 1024, 2048), start=2)
 }
 
 
@@ -35,7 +35,7 @@ def layer(
 LAYERS = [
     layer(512, {1024: 25.0}),
     layer(1024, {}, {512: 33.0}),
-    layer(4096, {512: 60.0}),
+    layer(2048, {512: 60.0}),
 ]
 
 
@@ -53,12 +53,12 @@ def by_dimension(found: list[Regret], way: str) -> dict[int, float | None]:
 def test_a_key_is_judged_by_what_was_measured_there() -> None:
     """At length, else in screening as compared with its own row's; what was not measured is not made up."""
     found = judged(*LAYERS)
-    assert by_dimension(found, "key") == {512: 0.25, 1024: 0.5, 4096: None}
+    assert by_dimension(found, "key") == {512: 0.25, 1024: 0.5, 2048: None}
     borrowed = {one.result.key.input_dim: one.served for one in found if one.left_out == "key"}
     assert {dim: served.source and served.source.input_dim for dim, served in borrowed.items()} == {
         512: 1024,
         1024: 512,
-        4096: 1024,
+        2048: 1024,
     }
     assert by_dimension(found, "everything") == dict.fromkeys(OWN, 0.5)
 
@@ -125,14 +125,14 @@ def test_a_row_that_the_table_does_not_have_is_measured_against_the_default() ->
 
 def test_races_count_before_first_impressions() -> None:
     """And make keys known that no search has tried; the table tells how many were judged by which."""
-    layers = [LAYERS[0], layer(1024, {}, {512: 33.0}), layer(4096, {512: 60.0})]
+    layers = [LAYERS[0], layer(1024, {}, {512: 33.0}), layer(2048, {512: 60.0})]
     before = judged(*layers)
     assert [one.judged for one in before if one.left_out == "key"] == ["at length", "screened", None]
     for content, lender, us in ((layers[1], 512, 12.0), (layers[2], 1024, 11.0)):
         own = OWN[content["input_dim"]]
         content["records"][0]["races"] = [{"run": 0, "samples": 48, "times": [[own, 10.0], [OWN[lender], us]]}]
     after = judged(*layers)
-    assert by_dimension(after, "key") == {512: 0.25, 1024: pytest.approx(0.2), 4096: pytest.approx(0.1)}
+    assert by_dimension(after, "key") == {512: 0.25, 1024: pytest.approx(0.2), 2048: pytest.approx(0.1)}
     assert [one.judged for one in after if one.left_out == "key"] == ["at length"] * 3
     header = [cell.strip() for cell in markdown(before).splitlines()[0].split("|")[1:-1]]
     assert header == list(HEADER)

@@ -51,6 +51,8 @@ def test_steps_in_their_order() -> None:
         ({"segment_bucket": 64}, {"segment_bucket": 16}),
         # another layer at the very batch, against the same layer at one an eighth as large
         ({"num_slices": 1}, {"segment_bucket": 4}),
+        # as many slices, against about as many columns
+        ({"input_dim": 1536}, {"num_slices": 4}),
         # as far in both, the smaller
         ({"input_dim": 512}, {"input_dim": 2048}),
     ],

@@ -69,6 +69,22 @@ def test_parts_of_input_dim_stay_about_as_long(input_dim: int, split_k: int) -> 
     assert fields(key, SHRINK, split_k=1)["split_k"] == 1
 
 
+@pytest.mark.parametrize(
+    ("input_dim", "bucket", "split_k"), [(4096, 32, 4), (8192, 8, 8), (4096, 64, 4), (4096, 128, 1), (2048, 32, 1)]
+)
+def test_what_was_whole_is_split_where_it_is_far_longer(input_dim: int, bucket: int, split_k: int) -> None:
+    """For up to 1,024 rows, whose programs are few; from four times as long on."""
+    source = SHRINK._replace(chunk_size=16, segment_bucket=bucket)
+    assert fields(source._replace(input_dim=input_dim), source, split_k=1)["split_k"] == split_k
+
+
+@pytest.mark.parametrize(("block_n", "got"), [(256, 128), (128, 64), (64, 64), (32, 32)])
+def test_a_larger_rank_halves_tiles_down_to_64_columns(block_n: int, got: int) -> None:
+    """Narrower ones stay as they were."""
+    source = EXPAND._replace(max_rank=64)
+    assert fields(source._replace(max_rank=128), source, block_n=block_n, block_k=64)["block_n"] == got
+
+
 def test_there_are_no_more_parts_than_a_config_may_have() -> None:
     """However much longer input_dim is."""
     assert fields(SHRINK._replace(input_dim=1 << 14), SHRINK, split_k=16)["split_k"] == 64
@@ -77,13 +93,14 @@ def test_there_are_no_more_parts_than_a_config_may_have() -> None:
 @pytest.mark.parametrize(
     ("rank", "block_k", "got"),  # block_n, block_k, num_stages by rank
     [
-        (64, 64, {8: (64, 16, 1), 16: (64, 16, 1), 48: (64, 64, 1), 128: (32, 128, 1), 256: (64, 64, 2)}),
+        (64, 64, {8: (64, 16, 1), 16: (64, 16, 1), 48: (64, 64, 1), 128: (64, 128, 1), 256: (64, 64, 2)}),
         (256, 256, {64: (64, 64, 1), 200: (64, 256, 1)}),
         (64, 32, {8: (64, 16, 1), 32: (64, 32, 1), 48: (64, 32, 4), 256: (64, 32, 4)}),
     ],
 )
 def test_the_whole_rank_at_once_stays_that(rank: int, block_k: int, got: dict[int, tuple[int, ...]]) -> None:
-    """Up to 128, with tiles of weights no larger than before; beyond, it is taken in steps, with a pipeline over them.
+    """Up to 128, with tiles of weights no larger than before or of 64 columns; beyond, it is taken in steps, with a
+    pipeline over them.
 
     Steps stay steps, and keep their pipeline, as long as there are two.
     """

@@ -44,6 +44,27 @@ def test_landscapes_say_how_much_slower_each_place_is(tmp_path: Path) -> None:
     assert [frame.get_xy() for frame in panel.patches] == [(0, 0)]
 
 
+def test_of_many_layers_a_dozen_have_landscapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spread over all of them, the first and the last among them, as the caption says."""
+    captions: list[str] = []
+    monkeypatch.setattr(maps.canvas, "picture", lambda _, caption, figure: captions.append(caption) or figure)
+    sizes = [512 + 64 * at for at in range(25)]
+    made = chapter(tmp_path, *(document(record(candidates=[[BETTER, 20.0, 12, False]]), input_dim=d) for d in sizes))
+    titles = [panel.get_title(loc="left") for figure in maps.sweeps(made, "shrink") for panel in figure.axes]
+    shown = [int(title.split()[0]) for title in titles if title]
+    assert (len(shown), shown[0], shown[-1]) == (12, sizes[0], sizes[-1])
+    assert max(after - before for before, after in zip(shown, shown[1:])) <= 3 * 64
+    assert all("12 of 25 layers" in caption for caption in captions)
+
+
+def test_layers_of_a_few_keys_have_no_map_beside_those_of_many(tmp_path: Path) -> None:
+    """The table has what there is to say of them."""
+    many = document(*(record(30.0, 20.0, chunk_size=size) for size in (16, 32, 64, 128)))
+    made = chapter(tmp_path, many, document(record(30.0, 10.0), input_dim=2048))
+    [figure] = maps.speedup_maps(made, "shrink")
+    assert [panel.get_title(loc="left") for panel in figure.axes if panel.texts] == ["1024 → 3·64"]
+
+
 def test_winners_are_counted(tmp_path: Path) -> None:
     """A panel a kernel."""
     [figure] = maps.where_winners_lie(chapter(tmp_path, document(record(), record(chunk_size=32))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from csgmv.reporting import canvas
 from csgmv.reporting.canvas import Picture
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
+
 _GAINS = ("#eef6f4", "#9fd0c6", "#3f9a96", "#1f6f8b", "#123f5a")  # from no gain to the largest one
 _LOSSES = ("#1f6f8b", "#6fb3b8", "#cfe3df", "#f3ead9", "#e3b58a")  # from the fastest on
 _COUNTS = ("#e4eff2", "#7db4c4", "#1f6f8b", "#123f5a")
 _MOST_SLOWDOWN = 2.0  # where the landscapes' colours end
+_SWEPT = 12  # layers of an operation that have landscapes; a page of hundreds takes minutes, and nobody looks at them
+_MAPPED = 4  # keys of a layer from which a map shows more than the table of medians
 _MAP = (
-    "{}, a panel a layer: each number says how many times faster than the default the table's config is, darker for "
+    "{}, a panel for {}: each number says how many times faster than the default the table's config is, darker for "
     "more; grey: no such key was tuned."
 )
 _SWEEPS = (
-    "{}, the keys of each layer timed on the fewest and on the most tokens (tokens × adapters in the title): how many "
+    "{}, the keys of {} timed on the fewest and on the most tokens (tokens × adapters in the title): how many "
     "percent slower the best candidate at each tile (block_m×block_n) and number of warps is than the fastest, in "
     "screening; red: the winner at full length, which of near ties may be another; grey: not measured."
 )
@@ -86,7 +90,9 @@ def speedup_maps(chapter: Chapter, op: str) -> list[Picture]:
     """A panel a layer: the speed-up at each chunk size (rows) and number of segments (columns)."""
     from matplotlib.colors import LogNorm
 
-    layers = chapter.layers(op)
+    every = chapter.layers(op)
+    layers = {name: found for name, found in every.items() if len(found) >= _MAPPED} or every
+    which = "each layer" if layers == every else f"each layer of {_MAPPED} keys or more"
     keys = [finding.key for found in layers.values() for finding in found]
     chunk_sizes = sorted({key.chunk_size for key in keys}, reverse=True)
     buckets = sorted({key.segment_bucket for key in keys})
@@ -108,7 +114,7 @@ def speedup_maps(chapter: Chapter, op: str) -> list[Picture]:
         _name(panels, buckets, chunk_sizes)
         figure.supxlabel("segments", fontsize=8, color=canvas.INK)
         figure.supylabel("chunk size", fontsize=8, color=canvas.INK)
-        made.append(canvas.picture(canvas.numbered(f"speed-up-{op}", number), _MAP.format(op), figure))
+        made.append(canvas.picture(canvas.numbered(f"speed-up-{op}", number), _MAP.format(op, which), figure))
     return made
 
 
@@ -150,16 +156,30 @@ def _example_text(layer: str, finding: Finding) -> str:
 def _sweep_rows(chapter: Chapter, op: str) -> list[list[tuple[str, Landscape]]]:
     """The panels of sweeps, each with its title: a layer's examples beside each other, of add_lora their kernels."""
     rows = []
-    for name, found in chapter.layers(op).items():
-        swept = [finding for finding in found if finding.result.screened]
-        parts = [(_example_text(name, finding), landscapes(finding)) for finding in _examples(swept)] if swept else []
+    for name, swept in _spread([*_swept(chapter, op).items()], _SWEPT):
+        parts = [(_example_text(name, finding), landscapes(finding)) for finding in _examples(swept)]
         if op == "add_lora":
             rows += [
                 [(f"shrink of {text}", both["shrink"]), (f"expand of {text}", both["expand"])] for text, both in parts
             ]
-        elif parts:
+        else:
             rows.append([(text, found[op]) for text, found in parts])
     return rows
+
+
+def _swept(chapter: Chapter, op: str) -> dict[str, list[Finding]]:
+    """By layer the keys whose candidates are known."""
+    known = {
+        name: [finding for finding in found if finding.result.screened] for name, found in chapter.layers(op).items()
+    }
+    return {name: found for name, found in known.items() if found}
+
+
+def _spread(some: Sequence[T], most: int) -> list[T]:
+    """So many of them at most, spread evenly, with the first and the last."""
+    if len(some) <= most:
+        return [*some]
+    return [some[round(at * (len(some) - 1) / (most - 1))] for at in range(most)]
 
 
 def sweeps(chapter: Chapter, op: str) -> list[Picture]:
@@ -167,7 +187,8 @@ def sweeps(chapter: Chapter, op: str) -> list[Picture]:
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    every = _sweep_rows(chapter, op)
+    every, layers = _sweep_rows(chapter, op), len(_swept(chapter, op))
+    which = "each layer" if layers <= _SWEPT else f"{_SWEPT} of {layers} layers"
     every_place = {place for row in every for _, found in row for place in found.everywhere}
     warps = _Axes.of(every_place).warps
     axes = [_Axes.of(every_place)] * 2
@@ -194,7 +215,7 @@ def sweeps(chapter: Chapter, op: str) -> list[Picture]:
         for column in {column for _, column in used}:
             _name([panel for panel, (_, its) in zip(panels, used) if its == column], axes[column].columns, warps)
         figure.supylabel("warps", fontsize=8, color=canvas.INK)
-        made.append(canvas.picture(canvas.numbered(f"landscape-{op}", number), _SWEEPS.format(op), figure))
+        made.append(canvas.picture(canvas.numbered(f"landscape-{op}", number), _SWEEPS.format(op, which), figure))
     return made
 
 
