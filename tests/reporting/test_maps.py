@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_of_many_layers_a_dozen_have_landscapes(tmp_path: Path, monkeypatch: pyt
     titles = [panel.get_title(loc="left") for figure in maps.sweeps(made, "shrink") for panel in figure.axes]
     shown = [int(title.split()[0]) for title in titles if title]
     assert (len(shown), shown[0], shown[-1]) == (12, sizes[0], sizes[-1])
-    assert max(after - before for before, after in zip(shown, shown[1:])) <= 3 * 64
+    assert max(after - before for before, after in itertools.pairwise(shown)) <= 3 * 64
     assert all("12 of 25 layers" in caption for caption in captions)
 
 
