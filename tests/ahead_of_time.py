@@ -46,8 +46,8 @@ def _bytes(instruction: str, operands: str) -> int:
 
 def _left_out(names: list[str], constants: dict) -> list[str]:
     """Arguments that a kernel is compiled without: those of further slices, unless they are apart."""
-    flags = {"lora_a": "A_APART", "lora_b": "B_APART", "h": "H_APART", "base_output": "BASE_APART"}
-    flags["base_stride"] = "BASE_APART"
+    flags = {"lora_a": "A_APART_BY", "lora_b": "B_APART", "base_output": "BASE_APART", "base_stride": "BASE_APART"}
+    flags["h"] = "H_APART_BY" if "H_APART_BY" in names else "H_APART"
     further = [name for name in names if name[-1] in "123" and name[:-1] in flags]
     absent = [name for name in further if not constants.get(flags[name[:-1]])]
     return [*absent, *["b_stride"] * bool(constants.get("B_APART"))]

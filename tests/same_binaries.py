@@ -68,8 +68,16 @@ def hashes(rows: list[Any]) -> list[list[str]]:
         context = contextvars.copy_context()
         context.run(launch.compiled.set, found)
         context.run(call)
-        listed.append([hashlib.sha256(one.asm["ptx"].encode()).hexdigest() for one in found])
+        assert found, f"nothing is launched for {op}, {row}"
+        listed.append([_hash(one) for one in found])
     return listed
+
+
+def _hash(compiled: Any) -> str:
+    """Of the PTX, and of what else a launch takes."""
+    its = compiled.metadata
+    launched = its.name, its.shared, its.num_warps, its.num_ctas, getattr(its, "launch_pdl", None)
+    return hashlib.sha256(f"{launched}\n{compiled.asm['ptx']}".encode()).hexdigest()
 
 
 def _of(source: Path, rows: Path, cache: Path) -> subprocess.Popen[str]:

@@ -22,7 +22,7 @@ LIMITS = rules.Limits(232_448, programmatic_launch=True)
 def shrink_case(config: ShrinkConfig, *, max_rank: int = 64, **constants: object) -> list:
     """A shrink kernel as `launch_shrink` would compile it."""
     flags = {"PADDED": True, "STAGED": True, "SIGNAL": False, "EVEN_K": True, "BY_8": False, "GROUPED": False}
-    flags |= {"A_APART": 0, "H_APART": 0}
+    flags |= {"A_APART_BY": 0, "H_APART_BY": 0}
     constants = {**flags, **constants, "MAX_RANK": max_rank, "COLUMN_TILES": config.column_tiles}
     constants.setdefault("LAST_N", config.block_n)
     constants["PARTS_K"] = config.num_warps if config.sliced_k else 1
@@ -81,8 +81,8 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
     cases += [shrink_case(PREFILL_SHRINK, GROUPED=True), expand_case(PIPELINED_EXPAND, GROUPED=True, splits=1)]
     cases += [shrink_case(PREFILL_SHRINK, **float32), expand_case(PIPELINED_EXPAND, **float32, splits=1)]
     apart = {"H_APART": True, "B_APART": True, "BASE_APART": True, "splits": 1}
-    cases += [shrink_case(PREFILL_SHRINK, A_APART=16), shrink_case(PREFILL_SHRINK, A_APART=16, BY_8=True)]
-    cases += [shrink_case(PREFILL_SHRINK, A_APART=16, H_APART=16, STAGED=False)]
+    cases += [shrink_case(PREFILL_SHRINK, A_APART_BY=16), shrink_case(PREFILL_SHRINK, A_APART_BY=16, BY_8=True)]
+    cases += [shrink_case(PREFILL_SHRINK, A_APART_BY=16, H_APART_BY=16, STAGED=False)]
     cases += [expand_case(PIPELINED_EXPAND, **apart), expand_case(PREFILL_EXPAND, **apart, BY_8=True, EVEN_N=False)]
     # a wait in the wrong place would end pipelining
     cases.append(expand_case(PIPELINED_EXPAND, OVERLAP=True, splits=1))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
 import math
 import pathlib
+import pickle
 import random
 import sys
 from collections import Counter
@@ -33,6 +35,7 @@ from csgmv import (
     lora_expand,
     lora_shrink,
     reference,
+    slices,
 )
 from fake_gpu import FakeGPU, Launched, fake_gpu
 
@@ -97,6 +100,7 @@ class Call:
     second_rows: int = 0  # beyond what it is to have, of base and weights
     second_dtype: torch.dtype | None = None
     one_slice_more: bool = False
+    one_slice: bool = False  # a tuple of one tensor that holds all slices
     transposed: str = ""  # the tensor whose last dimension is not contiguous
     elsewhere: str = ""  # the tensor that is on another device
     no_tensor: str = ""  # the tensor that is a list
@@ -135,6 +139,8 @@ def slices_of(placed: Any) -> tuple[Any, ...]:
 
 def apart(call: Call, name: str, whole: torch.Tensor) -> tuple[Any, ...]:
     """The same in a tensor for each slice."""
+    if call.one_slice:
+        return (place(call, name, whole),)
     found = []
     for i, width in enumerate(call.widths):
         second = i == 1
@@ -349,6 +355,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{f"{name} apart": {"apart": (name,)} for name in SLICED},
     "all apart": {"apart": SLICED},
     "apart, one slice": {"apart": SLICED, "widths": (96,)},
+    "apart, one tensor for two slices": {"apart": SLICED, "one_slice": True},
+    **{f"{name} apart, one tensor for two slices": {"apart": (name,), "one_slice": True} for name in SLICED},
     "apart, three slices": {"apart": SLICED, "widths": (32, 32, 32)},
     "apart, odd widths": {"apart": SLICED, "widths": (31, 65)},
     "apart, widths multiples of 8": {"apart": SLICED, "widths": (40, 56)},
@@ -414,6 +422,15 @@ def test_each_ingredient_counts(change: dict[str, Any], op: str) -> None:
         assert_as_if_unknown([dataclasses.replace(other, **ONE_ROW), other])
         if "apart" in change:
             assert_as_if_unknown([dataclasses.replace(first, apart=change["apart"]), other])
+
+
+def test_weights_that_stay_are_those_of_each_copy() -> None:
+    """What is kept of them is where they are, which of a copy is elsewhere."""
+    weights = slices.Stationary((torch.zeros(2, 4, 8), torch.zeros(2, 4, 8)))
+    for other in (copy.deepcopy(weights), pickle.loads(pickle.dumps(weights)), slices.Stationary(weights)):
+        assert type(other) is slices.Stationary
+        assert [*other.kind[1][:2]] == [each.data_ptr() for each in other]
+        assert slices.kind_of_weights(other) == slices.kind_of_weights(tuple(other))
 
 
 def test_the_changes_leave_nothing_out(gpu: FakeGPU) -> None:

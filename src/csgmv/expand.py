@@ -320,6 +320,7 @@ def _expand_kernel(
         slice_start = tl.where(beyond, ends[following - 1], slice_start)
         width = tl.where(beyond, ends[following] - ends[following - 1], width)
     first_column = program * (BLOCK_N * column_tiles)
+    # Where a slice begins in what holds all of them; in a tensor of its own, at 0, as a number of the same type.
     h_slice_id = slice_id
     b_start = slice_start
     base_start = slice_start

@@ -21,8 +21,10 @@ SAME_BINARIES: Mapping[str, str] = {
 
 def same_kernels(recorded: str, today: str) -> bool:
     """Whether what was measured with kernels of the one hash holds for those of the other, a later one."""
-    while recorded != today and recorded in SAME_BINARIES:
-        recorded = SAME_BINARIES[recorded]
+    for _ in SAME_BINARIES:
+        if recorded == today:
+            break
+        recorded = SAME_BINARIES.get(recorded, recorded)
     return recorded == today
 
 

@@ -3,8 +3,8 @@ Dynamo traces them.
 
 An operator takes tensors and numbers: a batch is handed over as its tensors and its sizes, which may be symbolic,
 so that a graph serves batches of any size; a config is handed over as its row; what may come in slices always as a list
-of tensors. What an operator then does is to call
-the wrapper, with the same plans as an eager call, so that the bits are the same. No operator has a derivative.
+of tensors. What an operator then does is to call the wrapper, with the same plans as an eager call, so that the bits
+are the same. No operator has a derivative.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def _shrink_rows(
     positions,
     split_k,
     # constants
-    A_APART: tl.constexpr,
-    H_APART: tl.constexpr,
+    A_APART_BY: tl.constexpr,
+    H_APART_BY: tl.constexpr,
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,
     STAGED: tl.constexpr,
@@ -95,11 +95,11 @@ def _shrink_rows(
         for tile in tl.static_range(COLUMN_TILES):
             column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
             a_slice = lora_a
-            if A_APART:
+            if A_APART_BY:
                 column = tl.minimum(column, columns - 1)
                 slice_width = MAX_RANK if PADDED else rank
                 slice_id = (column // slice_width)[None, :]
-                a_slice = slices.of_columns(slice_id, lora_a, lora_a1, lora_a2, lora_a3, A_APART)  # [1, columns]
+                a_slice = slices.of_columns(slice_id, lora_a, lora_a1, lora_a2, lora_a3, A_APART_BY)  # [1, columns]
                 a_row = tl.minimum(column % slice_width, rank - 1)
             elif PADDED:
                 column = tl.minimum(column, width - 1)
@@ -137,14 +137,14 @@ def _shrink_rows(
             column = first + tl.arange(0, BLOCK_N if tile < COLUMN_TILES - 1 else LAST_N)
             total = tl.sum(accumulators[tile], 0) if PARTS_K > 1 else accumulators[tile]
             value = total.to(h.dtype.element_ty)
-            if H_APART:
+            if H_APART_BY:
                 if (rank == MAX_RANK) & (first + column.shape[0] <= width):
-                    h_slice = slices.of_columns((column // MAX_RANK)[None, :], h, h1, h2, h3, H_APART)
+                    h_slice = slices.of_columns((column // MAX_RANK)[None, :], h, h1, h2, h3, H_APART_BY)
                     tl.store(h_slice + row[:, None] * MAX_RANK + (column % MAX_RANK)[None, :], value, mask=live)
                 else:
                     slice_width = MAX_RANK if PADDED else rank
                     own = column % slice_width
-                    h_slice = slices.of_columns((column // slice_width)[None, :], h, h1, h2, h3, H_APART)
+                    h_slice = slices.of_columns((column // slice_width)[None, :], h, h1, h2, h3, H_APART_BY)
                     inside = (own < rank) & (column < columns)
                     tl.store(h_slice + row[:, None] * MAX_RANK + own[None, :], value, mask=live & inside[None, :])
             elif (rank == MAX_RANK) & (first + column.shape[0] <= width):
@@ -188,8 +188,8 @@ def _shrink_kernel(
     column_programs,
     split_k,
     # constants
-    A_APART: tl.constexpr,  # where each slice of lora_a is a tensor of its own, `slices.apart_by`; else 0
-    H_APART: tl.constexpr,  # likewise of h
+    A_APART_BY: tl.constexpr,  # bytes that slices of lora_a begin at multiples of, where each is a tensor; else 0
+    H_APART_BY: tl.constexpr,  # the same of h
     MAX_RANK: tl.constexpr,
     PADDED: tl.constexpr,  # slice i of A begins at row i * MAX_RANK, not i * rank
     STAGED: tl.constexpr,  # h for the expand kernel: rows by position, slice i at column i * MAX_RANK
@@ -210,7 +210,7 @@ def _shrink_kernel(
         input_dim = input_dim // 8 * 8
         x_stride = x_stride // 8 * 8
     width = num_slices * MAX_RANK  # columns of h
-    a_stride = (tl.cast(MAX_RANK, tl.int32) if A_APART else width).to(tl.int64) * input_dim
+    a_stride = (tl.cast(MAX_RANK, tl.int32) if A_APART_BY else width).to(tl.int64) * input_dim
     pid = tl.program_id(0)
     first_column = (pid % column_programs) * (BLOCK_N * COLUMN_TILES)
     pid = pid // column_programs
@@ -224,7 +224,7 @@ def _shrink_kernel(
         _shrink_rows(
             x, lora_a, lora_a1, lora_a2, lora_a3, h, h1, h2, h3, permutation, lora_ranks,
             adapter, start, end, first_column, split, input_dim, x_stride, a_stride, width, positions, split_k,
-            A_APART, H_APART, MAX_RANK, PADDED, STAGED, EVEN_K,
+            A_APART_BY, H_APART_BY, MAX_RANK, PADDED, STAGED, EVEN_K,
             COLUMN_TILES, BLOCK_M, BLOCK_N, LAST_N, BLOCK_K, PARTS_K,
         )  # fmt: skip
 
@@ -299,7 +299,7 @@ class ShrinkLaunch(launch.Launch):
         *,
         padded: bool,
         staged: bool,
-        h_apart: int = 0,
+        h_apart_by: int = 0,
         signal: bool = False,
     ) -> None:
         a_parts = slices.parts(lora_a)
@@ -308,8 +308,8 @@ class ShrinkLaunch(launch.Launch):
         self._column_programs = -(-width // (config.block_n * config.column_tiles))
         self._sizes, self._split_k = (input_dim, x.stride(0), num_slices), config.split_k
         constants = {
-            "A_APART": slices.apart_by(lora_a),
-            "H_APART": h_apart,
+            "A_APART_BY": slices.apart_by(lora_a),
+            "H_APART_BY": h_apart_by,
             "MAX_RANK": width // num_slices,
             "PADDED": padded,
             "STAGED": staged,
@@ -427,11 +427,11 @@ def _plan(
     key = dispatch.shrink_key(x.shape[1], max_rank, num_slices, x.dtype, segments)
     config = dispatch.config_for(config, ShrinkConfig, key, x.device, batch_invariant)
     chunk_size, split_k = segments.chunk_size, config.split_k
-    staged, h_apart = split_k > 1, 0 if out is None else slices.apart_by(out)
+    staged, apart_by = split_k > 1, 0 if out is None else slices.apart_by(out)
     shrink = ShrinkLaunch(
-        x, lora_a, chunk_size, num_slices, config, padded=padded, staged=staged, h_apart=0 if staged else h_apart
+        x, lora_a, chunk_size, num_slices, config, padded=padded, staged=staged, h_apart_by=0 if staged else apart_by
     )
-    total = _SumLaunch(num_slices, max_rank, split_k, padded=padded, h_apart=h_apart > 0) if staged else None
+    total = _SumLaunch(num_slices, max_rank, split_k, padded=padded, h_apart=apart_by > 0) if staged else None
     fresh = launch.fresh(torch.float32, x.device)
     return _Plan(max_rank, width, x.dtype, x.device, x.get_device(), fresh, split_k, shrink, total)
 

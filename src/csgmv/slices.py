@@ -1,7 +1,7 @@
 """Slices that are tensors of their own, not parts of one: q, k and v as a model's three layers give them.
 
-Operations take either form of lora_a, lora_b and base_output. Kernels take up to four pointers for each of them; where
-one tensor holds all slices, three are None, and the kernel is compiled without them.
+Operations take either form of lora_a, lora_b, h and base_output. Kernels take up to four pointers for each of them;
+where one tensor holds all slices, three are None, and the kernel is compiled without them.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class Stationary(tuple[torch.Tensor, ...]):
         made.kind = kind_of_weights(weights)
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is somewhere else."""
+        return Stationary, (tuple(self),)
+
 
 def kind_of_weights(weights: Any) -> Kind:
     """Of lora_a or lora_b; raises one of `arguments.MISFITS` for what is neither."""
@@ -107,7 +111,7 @@ def kind_of_weights(weights: Any) -> Kind:
         pointer = each.data_ptr()
         pointers += (pointer,)
         kinds += launch.device_of(each), each.dtype, each.shape, each.stride(), pointer & 15
-    return kinds, four(pointers)
+    return (kinds,), four(pointers)  # told from a tensor's, also where there is one slice
 
 
 def kind_of_rows(matrix: Any, rows: int) -> Kind:
@@ -122,4 +126,4 @@ def kind_of_rows(matrix: Any, rows: int) -> Kind:
         pointer, (own, columns) = each.data_ptr(), each.shape
         pointers += (pointer,)
         kinds += launch.device_of(each), each.dtype, columns, each.stride(), own - rows, pointer & 15
-    return kinds, four(pointers)
+    return (kinds,), four(pointers)  # told from a tensor's, also where there is one slice

@@ -66,6 +66,32 @@ def test_one_graph_for_all_batches(tmp_path: Path) -> None:
     assert all(shared._traced is None for shared in many._serving.inputs)
 
 
+def test_layers_that_read_different_tensors_compute_nothing_in_vain() -> None:
+    """Cross-attention by its name: as many products in the graph as without adapters, and nothing is kept."""
+
+    class Cross(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder_attn = Attention()
+
+        def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            attn = self.encoder_attn
+            return torch.cat([attn.q_proj(x), attn.k_proj(other), attn.v_proj(other)], -1)
+
+    model, x, other = Cross(), inputs(2, 2), inputs(2, 2) + 1
+    torch._dynamo.reset()
+    products: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> object:
+        products.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    with MultiLoRA(model, {}, target_modules=["q_proj", "k_proj", "v_proj"]) as many, many.use(many.static(2, 2)):
+        torch.compile(model, backend=counted, fullgraph=True)(x, other)
+        assert all(shared._traced is None for shared in many._serving.inputs)
+    assert products == [3]
+
+
 def test_a_layer_that_is_wrapped_later_is_compiled_again(tmp_path: Path) -> None:
     """A graph that was compiled before knows nothing of it, and is not used."""
     folders, model, x = three(tmp_path), Attention(), inputs(2, 2)

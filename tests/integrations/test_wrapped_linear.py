@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from csgmv.integrations import wrapped_linear
+from csgmv.integrations import linear_layers, wrapped_linear
 from csgmv.integrations.transformers import MultiLoRA
-from serving_toys import DEVICE, Attention, expected, merged, save, three
+from serving_toys import DEVICE, WIDTHS, Attention, expected, merged, save, three
 
 NAMES = ["qv", "all", None, "o"]
 
@@ -77,20 +77,69 @@ def test_another_or_a_changed_input_gets_a_call_of_its_own(tmp_path: Path, calls
 
 
 def test_layers_that_do_not_share_stop_waiting(tmp_path: Path, calls: list[int]) -> None:
-    """A model that calls k and v with something else, as cross-attention does, computes them in vain three times."""
+    """A model that calls k and v with something else computes them in vain three times a batch; all results are right.
+
+    The next batch tries again, and a model that shares after all does so from then on.
+    """
     folders, model = three(tmp_path), Attention()
-    want = merged(folders["all"])
-    with MultiLoRA(model, folders) as many, many.use(["all"]):
-        for _ in range(3):
-            x, other = inputs(1), inputs(1) + 1
-            got = model.q_proj(x), model.k_proj(other)
-            many._serving.inputs[0]._ahead = None
-        assert calls == [3] * 5 + [1]
+    want, x, other = merged(folders["all"]), inputs(1), inputs(1) + 1
+    with MultiLoRA(model, folders) as many:
+        for _ in range(2):
+            calls.clear()
+            with many.use(["all"]):
+                for _ in range(3):
+                    got = model.q_proj(x), model.k_proj(other), model.v_proj(other)
+                    for name, one, at in zip(("q_proj", "k_proj", "v_proj"), got, (x, other, other)):
+                        torch.testing.assert_close(one, getattr(want, name)(at), rtol=1e-5, atol=1e-5)
+            assert calls == [3, 3, 3, 1, 1, 1, 1, 1]
         calls.clear()
-        got = model.q_proj(x), model.k_proj(other), model.v_proj(other)
-        assert calls == [1, 1, 1]
-    for name, one, at in zip(("q_proj", "k_proj", "v_proj"), got, (x, other, other)):
-        torch.testing.assert_close(one, getattr(want, name)(at), rtol=1e-5, atol=1e-5)
+        with many.use(["all"]):
+            model(x)
+        assert calls == [3, 1]
+
+
+def test_an_aborted_call_spoils_nothing(tmp_path: Path, calls: list[int]) -> None:
+    """However often."""
+    folders, model, x = three(tmp_path), Attention(), inputs(1)
+    with MultiLoRA(model, folders) as many:
+        for _ in range(5):
+            with many.use(["all"]):
+                model.q_proj(x)
+        calls.clear()
+        with many.use(["all"]):
+            got = model(x)
+    assert calls == [3, 1]
+    torch.testing.assert_close(got, expected(folders, ["all"], x), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_refused_before_anything_is_added(tmp_path: Path, calls: list[int]) -> None:
+    """And nothing with a graph is kept for a layer to come."""
+    folders, model, x = three(tmp_path), Attention(), inputs(1)
+    model.requires_grad_()
+    with MultiLoRA(model, folders) as many, many.use(["all"]):
+        with pytest.raises(RuntimeError, match="q_proj: adapters are for inference"):
+            model.q_proj(x)
+        assert calls == []
+        with torch.no_grad():
+            assert not model.k_proj(x).requires_grad
+
+
+def test_keys_and_values_of_cross_attention_share_nothing_with_queries() -> None:
+    """As transformers names it; what else models call with one tensor does."""
+    model = nn.ModuleDict({name: Attention() for name in ("self_attn", "encoder_attn", "crossattention")})
+    linears = linear_layers.of(model, None)
+    paths = [path for path, linear in linears.items() if linear is not None]
+    together = [group for group in linear_layers.groups(paths, linears) if len(group) > 1]
+    assert together == [[f"self_attn.{name}_proj" for name in "qkv"]]
+
+
+def test_layers_alike_have_the_very_same_offsets(tmp_path: Path) -> None:
+    """A launch like one before checks offsets again, unless they are the object that it knows."""
+    models = Attention(), Attention()
+    with MultiLoRA(models[0], three(tmp_path)) as one, MultiLoRA(models[1], {}, target_modules=[*WIDTHS]) as other:
+        for mine, theirs in zip(one._serving.inputs, other._serving.inputs):
+            assert mine._offsets is theirs._offsets
+            assert all(a[2] is b[2] for a, b in zip(mine._alone, theirs._alone))
 
 
 def test_what_a_layer_alone_is_told_reaches_it(tmp_path: Path, calls: list[int]) -> None:

@@ -1,7 +1,8 @@
 """Which adapter is in which slot, and with which rank and scaling in each row of a table.
 
 A model's layers differ in what the adapters are to them, while a batch's rows and segments are the same to all. So each
-layer has a row of this table, whose tensors take the place of a batch's own (`Segments.with_adapters`).
+layer, or group of layers that share their input, has a row of this table, whose tensors take the place of a batch's own
+(`Segments.with_adapters`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ _SHARING = (
     ("w1", "w3"),
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
 )
+# Of modules so called, keys and values read another tensor than queries, and often one that was read before.
+_CROSS = re.compile("cross|encoder_attn|encdec", re.IGNORECASE)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -70,7 +73,7 @@ def groups(paths: Sequence[str], linears: Mapping[str, Linear | None]) -> list[l
         parent, _, name = path.rpartition(".")
         linear = linears[path]
         assert linear is not None
-        sharing = next((names for names in _SHARING if name in names), (name,))
+        sharing = next((names for names in _SHARING if name in names and not _CROSS.search(parent)), (name,))
         key = parent, sharing, linear.input_dim, linear.dtype
         together.setdefault(key, []).append((sharing.index(name), path))
     return [[path for _, path in sorted(group)] for group in together.values()]

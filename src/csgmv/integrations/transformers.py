@@ -38,9 +38,14 @@ class MultiLoRA:
     ...         model.generate(**tokens_of_three_prompts)
 
     Wraps the linear layers that adapters target, by an instance's own `forward`; their weights are not touched. One
-    batch at a time: a model that several threads call needs a lock around `use`. For inference, in the layers' own
-    dtype. An input that is changed in place between two layers that share it is seen to have changed, but for compiled
-    models and under `torch.inference_mode`, where that must not be done.
+    batch at a time, on one stream: a model that several threads call needs a lock around `use`. For inference, in the
+    layers' own dtype.
+
+    Of layers that share an input (q, k and v; gate and up) the first that is called runs the others' own `forward` too,
+    so that one call adds all their adapters; those then hand out what is there. A layer of these that an adapter does
+    not target gets zeros added, and where an adapter's scalings differ among them (PEFT's alpha_pattern), B is
+    multiplied by their ratio and rounded. An input that is changed in place between two such layers is seen to have
+    changed, but for compiled models and under `torch.inference_mode`, where that must not be done.
     """
 
     def __init__(

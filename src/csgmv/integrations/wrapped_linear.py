@@ -6,6 +6,7 @@ all of them compute their outputs, and the others hand out what is there already
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
@@ -22,6 +23,8 @@ from csgmv.slices import Stationary
 Batch = Union[RowBatch, StaticBatch]
 
 _PATIENCE = 3  # times in a row that outputs may be computed in vain before layers no longer wait for each other
+_offsets = functools.cache(lambda widths: (0, *itertools.accumulate(widths)))
+"""The same object for the same widths: a launch that knows it need not check it."""
 
 
 class Serving:
@@ -74,6 +77,7 @@ class SharedInput:
         lora_b: of each layer [max_loras, its width, max_rank].
         row: of the slots' table.
         number: in `Serving.inputs`.
+        together: whether there are several layers.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class SharedInput:
         self.layers: list[WrappedLinear] = []
         self.lora_a = Stationary(tuple(like.new_zeros(max_loras, max_rank, like.shape[0]) for _ in widths))
         self.lora_b = Stationary(tuple(like.new_zeros(max_loras, width, max_rank) for width in widths))
-        self._offsets = (0, *itertools.accumulate(widths))
-        self._alone = [(Stationary((a,)), Stationary((b,)), (0, len(b[0]))) for a, b in zip(self.lora_a, self.lora_b)]
+        self._offsets: tuple[int, ...] = _offsets(tuple(widths))
+        self._alone = [
+            (Stationary((a,)), Stationary((b,)), _offsets((width,)))
+            for a, b, width in zip(self.lora_a, self.lora_b, widths)
+        ]
+        self.together = len(widths) > 1
         self._ahead: _Ahead | None = None
-        self._in_vain = 0 if len(widths) > 1 else _PATIENCE
-        # While Dynamo traces: what is traced is known by the variable, and forgotten before the graph ends.
+        self._in_vain = 0 if self.together else _PATIENCE
+        # While Dynamo traces: what is traced is known by the variable, and forgotten once all layers have come.
         self._traced: tuple[torch.Tensor, list[torch.Tensor]] | None = None
         self._traced_left = 0
         serving.inputs.append(self)
@@ -105,25 +113,43 @@ class SharedInput:
             weights[slot].zero_()
 
     def output(self, place: int, input: torch.Tensor, batch: Batch) -> torch.Tensor:  # noqa: A002
-        """What a layer gives for an input."""
-        ahead, version = self._ahead, _version(input)
-        if ahead is not None:
-            if ahead.input is input and ahead.version == version and (output := ahead.outputs[place]) is not None:
-                ahead.outputs[place] = None
-                if all(each is None for each in ahead.outputs):
-                    self._ahead, self._in_vain = None, 0
-                return output
-            self.forget()
+        """What a layer gives for an input.
+
+        Raises:
+            RuntimeError: gradients would be needed.
+        """
+        if self._ahead is not None and (output := self._ready(place, input)) is not None:
+            return output
         segments = batch.segments(input.shape, self.row)
-        alone: torch.Tensor
         if segments is None or self._in_vain >= _PATIENCE:
-            alone = self.layers[place].base(input)
-            self._add([alone], input, segments, place)
-            return alone
-        outputs: list[torch.Tensor] = [layer.base(input) for layer in self.layers]
-        self._add(outputs, input, segments, None)
-        self._ahead = _Ahead(input, version, [*outputs[:place], None, *outputs[place + 1 :]])
+            return self._computed([self.layers[place]], input, segments, place)[0]
+        outputs = self._computed(self.layers, input, segments, None)
+        self._ahead = _Ahead(input, _version(input), [*outputs[:place], None, *outputs[place + 1 :]])
         return outputs[place]
+
+    def _ready(self, place: int, inputs: torch.Tensor) -> torch.Tensor | None:
+        """What was computed for this layer when another one was called; None, and all is let go of, if it was not."""
+        assert self._ahead is not None
+        known, version, outputs = self._ahead
+        output = outputs[place] if known is inputs and version == _version(inputs) else None
+        if output is None:
+            self._ahead = None
+            self._in_vain += 1
+            return None
+        outputs[place] = None
+        if all(each is None for each in outputs):
+            self._ahead, self._in_vain = None, 0
+        return output
+
+    def _computed(
+        self, layers: Sequence[WrappedLinear], inputs: torch.Tensor, segments: Segments | None, place: int | None
+    ) -> list[torch.Tensor]:
+        """The outputs of these layers, the one in this place or all (None), with each row's adapter added."""
+        outputs: list[torch.Tensor] = [layer.base(inputs) for layer in layers]
+        for layer, output in zip(layers, outputs):
+            layer.refuse_gradients(output)
+        self._add(outputs, inputs, segments, place)
+        return outputs
 
     def add(self, outputs: Sequence[torch.Tensor], inputs: torch.Tensor, batch: Batch, place: int | None) -> None:
         """Add each row's adapter to the output of the layer in this place, or to those of all (None), in place."""
@@ -143,10 +169,14 @@ class SharedInput:
         """As `output`, for a graph. A change in place between two layers' calls is not seen there."""
         if self._traced is not None and self._traced[0] is input:
             outputs = self._traced[1]
-        else:
+        elif self.together:
             outputs = [layer.base(input) for layer in self.layers]
             self.add_traced(outputs, input)
             self._traced, self._traced_left = (input, outputs), len(self.layers)
+        else:
+            alone: torch.Tensor = self.layers[place].base(input)
+            self.add_traced([alone], input, place)
+            return alone
         self._traced_left -= 1
         if self._traced_left == 0:
             self._traced = None
@@ -159,11 +189,9 @@ class SharedInput:
         traced.add(outputs, inputs, self._serving.number, self._serving.graph, self.number, place)
 
     def forget(self) -> None:
-        """Let go of what was computed for a layer that was not called."""
-        if self._ahead is not None:
-            self._ahead = None
-            self._in_vain += 1
-        self._traced = None
+        """A batch has ended: let go of what was computed for a layer that was not called. The next one tries again."""
+        self._ahead = self._traced = None
+        self._in_vain = 0 if self.together else _PATIENCE
 
 
 class WrappedLinear:
@@ -207,6 +235,7 @@ class WrappedLinear:
             return output
         if args or kwargs:  # what this layer alone is told
             output = self.base(input, *args, **kwargs)
+            self.refuse_gradients(output)
             if is_dynamo_compiling():
                 shared.add_traced([output], input, place)
             else:
@@ -214,15 +243,19 @@ class WrappedLinear:
                 shared.add([output], input, serving.batch, place)
         elif is_dynamo_compiling():
             output = shared.traced_output(place, input)
+            self.refuse_gradients(output)
         else:
             assert serving.batch is not None
             output = shared.output(place, input, serving.batch)
+        return output
+
+    def refuse_gradients(self, output: torch.Tensor) -> None:
+        """Raises RuntimeError if the output is one that gradients could be asked of."""
         if output.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f"{self.path}: adapters are for inference, which has no gradients: "
                 "call the model under torch.no_grad() or torch.inference_mode()"
             )
-        return output
 
     def put(self, slot: int, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
         """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank]."""
