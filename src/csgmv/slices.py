@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import launch, rules
+from csgmv import rules
+from csgmv.launch import device_of
 
 Sliced = Union[torch.Tensor, tuple[torch.Tensor, ...]]
 """One tensor that holds all slices, or a tuple of as many tensors as there are slices."""
@@ -101,8 +102,8 @@ def kind_of_weights(weights: Any) -> Kind:
     """Of lora_a or lora_b; raises one of `arguments.MISFITS` for what is neither."""
     if not isinstance(weights, tuple):
         pointer = weights.data_ptr()
-        kind = launch.device_of(weights), weights.dtype, weights.shape, weights.stride(), pointer & 15
-        return kind, (pointer, *_NO_OTHERS)
+        kind = device_of(weights), weights.dtype, weights.shape, weights.stride(), pointer & 15
+        return kind, (pointer, None, None, None)
     if type(weights) is Stationary:
         return weights.kind
     kinds: tuple[Any, ...] = ()
@@ -110,7 +111,7 @@ def kind_of_weights(weights: Any) -> Kind:
     for each in weights:
         pointer = each.data_ptr()
         pointers += (pointer,)
-        kinds += launch.device_of(each), each.dtype, each.shape, each.stride(), pointer & 15
+        kinds += device_of(each), each.dtype, each.shape, each.stride(), pointer & 15
     return (kinds,), four(pointers)  # told from a tensor's, also where there is one slice
 
 
@@ -118,12 +119,12 @@ def kind_of_rows(matrix: Any, rows: int) -> Kind:
     """Of h or base_output, of which the number of rows is no part, but how many it is off the batch's."""
     if not isinstance(matrix, tuple):
         pointer, (own, columns) = matrix.data_ptr(), matrix.shape
-        kind = launch.device_of(matrix), matrix.dtype, columns, matrix.stride(), own - rows, pointer & 15
-        return kind, (pointer, *_NO_OTHERS)
+        kind = device_of(matrix), matrix.dtype, columns, matrix.stride(), own - rows, pointer & 15
+        return kind, (pointer, None, None, None)
     kinds: tuple[Any, ...] = ()
     pointers: tuple[int, ...] = ()
     for each in matrix:
         pointer, (own, columns) = each.data_ptr(), each.shape
         pointers += (pointer,)
-        kinds += launch.device_of(each), each.dtype, columns, each.stride(), own - rows, pointer & 15
+        kinds += device_of(each), each.dtype, columns, each.stride(), own - rows, pointer & 15
     return (kinds,), four(pointers)  # told from a tensor's, also where there is one slice

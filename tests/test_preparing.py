@@ -1,0 +1,58 @@
+"""Batches prepared here and by an engine's backend are compared before they are timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import preparing
+
+# The functions' names and arguments are sglang's, what they do is as slow and plain as can be.
+BACKEND = """
+from sglang.srt.lora.backend.base_backend import BaseLoRABackend
+from sglang.srt.lora.utils import LoRABatchInfo
+import torch
+
+class ChunkedSgmvLoRABackend(BaseLoRABackend):
+    @staticmethod
+    def _get_permutation(ids, batch):
+        lens = batch.extend_seq_lens_cpu if batch.forward_mode.is_extend() else [1] * batch.batch_size
+        rows = [slot for slot, length in zip(ids, lens) for _ in range(length)]
+        order = sorted(range(len(rows)), key=lambda row: rows[row])
+        return torch.tensor(order, pin_memory=True), [rows[row] for row in order]
+
+    def _get_segments_info(self, rows):
+        starts = []
+        for at, slot in enumerate(rows):
+            if not starts or rows[starts[-1]] != slot or at - starts[-1] == self.segment_size:
+                starts.append(at)
+        return torch.tensor([rows[at] for at in starts]), torch.tensor([*starts, len(rows)])
+"""
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls."""
+    monkeypatch.setattr(preparing, "RUNS", 3)
+    monkeypatch.setattr(preparing, "WARM_UP", 1)
+
+
+def test_both_prepare_the_same_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a line; what is allowed decides the exit status."""
+    path = tmp_path / "chunked_backend.py"
+    path.write_text(BACKEND)
+    for share, status in ((1e6, 0), (1e-6, 1)):
+        monkeypatch.setattr(preparing, "SHARE", share)
+        assert preparing.main(str(path)) == status
+        assert capsys.readouterr().out.count("csgmv") == len(preparing.BATCHES)
+
+
+def test_others_are_not_timed(tmp_path: Path) -> None:
+    """A backend that orders rows otherwise does something else."""
+    path = tmp_path / "chunked_backend.py"
+    path.write_text(BACKEND.replace("key=lambda row: rows[row]", "key=lambda row: -rows[row]"))
+    with pytest.raises(AssertionError, match="the two do not agree"):
+        preparing.main(str(path))
