@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -35,6 +36,10 @@ from csgmv import (
     rules,
     shrink,
 )
+from csgmv.integrations.adapter_slots import AdapterSlots
+from csgmv.integrations.peft_config import Size
+from csgmv.integrations.row_batches import RowBatch
+from csgmv.integrations.wrapped_linear import Serving, SharedInput
 from csgmv.models import LayerShape
 from fake_gpu import FakeGPU, fake_gpu
 
@@ -151,6 +156,31 @@ def test_the_largest_batch_is_covered(kind: Kind, op: str) -> None:
             make(op, QKV, kind, segments, MAX_TOKENS)
             assert gpu.launched
             assert {each.binary for each in gpu.launched} <= ahead
+
+
+def test_what_a_models_layers_launch_together_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`MultiLoRA`'s q, k and v, and a layer by itself: nothing that a warm-up told so has not compiled."""
+    kind = Kind(torch.float16, (16,), padded=True, apart=("lora_a", "lora_b", "base_output"))
+    slots = AdapterSlots(3, CPU)
+    slots.add_rows(2)
+    for slot in range(3):
+        slots.put(f"adapter {slot}", slot, {row: Size(MAX_RANK, 1.0) for row in range(2)})
+    batch = RowBatch(slots, ["adapter 0", None, "adapter 2"], 16)
+    serving, groups = Serving(0), []
+    for row, layer in enumerate((QKV, DOWN)):
+        like = torch.empty(layer.input_dim, 0, dtype=kind.dtype)
+        groups.append((SharedInput(3, MAX_RANK, like, layer.slice_widths, row, serving), layer))
+        for tokens in (1, 40):
+            assert batch.segments(torch.Size((3, tokens, layer.input_dim)), row) is not None
+    ahead = compiled(kind)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with fake_gpu() as gpu:
+        for (shared, layer), tokens in itertools.product(groups, (1, 40)):
+            x = torch.empty(3, tokens, layer.input_dim, dtype=kind.dtype)
+            outputs = [torch.empty(3, tokens, width, dtype=kind.dtype) for width in layer.slice_widths]
+            shared.add(outputs, x, batch, None)
+            assert {each.binary for each in gpu.launched} <= ahead
+        assert len(gpu.launched) == 8
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def nearest_gpus(where: Target, gpus: Mapping[str, tuple[str, int]]) -> list[str
 # many, so a row tuned to fewer rows is further away.
 _FEWER_ROWS = 1.5
 _WEIGHTS = {"rank": 1.0, "columns": 0.5, "input_dim": 0.5, "width": 0.25}
-_OTHER_SLICES = 0.5  # another number of slices: what 150 keys of an H100 lose to it, `csgmv spot-check`
+_OTHER_SLICES = 0.5  # octaves that another number of slices counts for, by 150 keys of `csgmv spot-check` (an H100)
 NEAR = 3.0  # of two batches: beyond this, another Triton version that knows the layer is asked first
 REACH = 4  # octaves of any one of _WEIGHTS, beyond which nothing is borrowed
 
@@ -165,7 +165,8 @@ def layer_distance(layer: Layer, other: Layer) -> float:
     apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
     if max(apart.values()) > REACH:
         return math.inf
-    return sum(_WEIGHTS[name] * by for name, by in apart.items()) + _OTHER_SLICES * (layer[4] != other[4])
+    num_slices, others_num_slices = layer[4], other[4]
+    return sum(_WEIGHTS[name] * by for name, by in apart.items()) + _OTHER_SLICES * (num_slices != others_num_slices)
 
 
 def _lends_to(key: Key) -> tuple[str, ...]:
