@@ -1,20 +1,23 @@
 """How long it takes the host to prepare a batch, beside sglang's own functions for it, which are not in this tree.
 
-    python tests/preparing.py PATH/TO/sglang/srt/lora/backend/chunked_backend.py
+    python tests/preparing.py PATH/TO/sglang
 
-Times `Segments.from_sequences`, the copy to the GPU included where there is one, and of that file's backend
-`_get_permutation` and `_get_segments_info` alone, as they are written there (without a GPU but for pinned memory, which
-there is none of then). Both prepare the same batches of 256 sequences that use 32 adapters in turn, and agree. Medians
-of many calls, in turn; the exit status is 1 where csgmv takes more than a quarter of the time.
+PATH/TO/sglang is the package's folder in a wheel of sglang 0.5.23 (installed, or two files of it: srt/lora/utils.py and
+srt/lora/backend/chunked_backend.py). Times `Segments.from_sequences`, the copy to the GPU included where there is one,
+and of that backend `_get_permutation` and `_get_segments_info` alone, as they are written there (without a GPU but for
+pinned memory, which there is none of then). Both prepare the same batches of 256 sequences that use 32 adapters in
+turn, and agree. Medians of many calls; the exit status is 1 where csgmv takes more than a quarter of the time.
 """
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,33 +36,50 @@ BATCHES = {
     "1 to 64 rows": [1 + 37 * n % 64 for n in range(SEQUENCES)],
     "256 rows each": [256] * SEQUENCES,
 }
-_STUBS = {
-    "sglang.srt.model_executor.forward_batch_info": {"ForwardBatch": object},
-    "sglang.srt.lora.backend.base_backend": {"BaseLoRABackend": object},
-    "sglang.srt.lora.triton_ops": dict.fromkeys(
-        ("chunked_sgmv_lora_shrink_forward", "chunked_sgmv_lora_expand_forward")
-    ),
-    "sglang.srt.lora.utils": {"LoRABatchInfo": object},
+_FILES = {
+    "sglang.srt.lora.backend.chunked_backend": "srt/lora/backend/chunked_backend.py",
+    "sglang.srt.lora.utils": "srt/lora/utils.py",
 }
 
 
-def backend(path: Path) -> Any:
-    """An object with the file's functions; what it imports of sglang are empty names."""
-    names = {".".join(name.split(".")[:depth]) for name in _STUBS for depth in range(1, len(name.split(".")) + 1)}
-    stubs = {name: ModuleType(name) for name in names}
-    for name, held in _STUBS.items():
-        vars(stubs[name]).update(held)
-    spec = importlib.util.spec_from_file_location("chunked_backend", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, stubs):
-        spec.loader.exec_module(module)
+class _Sglang(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """sglang, of which two files are as they were published, and what those import otherwise is nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        """Of any module of sglang."""
+        del path, target
+        if name.partition(".")[0] != "sglang":
+            return None
+        if name in _FILES:
+            return importlib.util.spec_from_file_location(name, self._folder / _FILES[name])
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """One that has whatever is asked of it."""
+        return _Nothing(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+class _Nothing(ModuleType):
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+def backend(folder: Path) -> Any:
+    """An object with the functions of sglang's backend."""
+    finder = _Sglang(folder)
+    with mock.patch.dict(sys.modules), mock.patch.object(sys, "meta_path", [finder, *sys.meta_path]):
+        module = importlib.import_module("sglang.srt.lora.backend.chunked_backend")
     if not torch.cuda.is_available():
         vars(module)["torch"] = _Unpinned("torch")
-    made = object.__new__(module.ChunkedSgmvLoRABackend)
-    made.segment_size = CHUNK_SIZE
-    return made
+    return object.__new__(module.ChunkedSgmvLoRABackend)
 
 
 class _Unpinned(ModuleType):
@@ -80,13 +100,20 @@ class _Unpinned(ModuleType):
 def theirs(made: Any, lens: list[int], ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """permutation, weight_indices and seg_indptr, on the host."""
     decoding = all(length == 1 for length in lens)
+    mode = SimpleNamespace(
+        is_idle=lambda: False,
+        is_decode=lambda: decoding,
+        is_target_verify=lambda: False,
+        is_extend=lambda: not decoding,
+    )
     batch = SimpleNamespace(
         extend_seq_lens_cpu=lens,
+        extend_seq_lens=SimpleNamespace(device="the GPU"),
         batch_size=len(lens),
-        forward_mode=SimpleNamespace(is_extend=lambda: not decoding),
+        forward_mode=mode,
     )
     permutation, reordered = made._get_permutation(ids, batch)
-    indices, indptr = made._get_segments_info(reordered)
+    indices, indptr = made._get_segments_info(reordered, CHUNK_SIZE)
     return permutation, indices, indptr
 
 

@@ -8,24 +8,30 @@ import pytest
 
 import preparing
 
-# The functions' names and arguments are sglang's, what they do is as slow and plain as can be.
+# Names and arguments are sglang's, what the functions do is as slow and plain as can be.
+UTILS = """
+from sglang.srt.utils.hf_transformers_utils import AutoConfig
+
+def generate_sequence_lengths(batch, device=None):
+    return batch.extend_seq_lens_cpu if batch.forward_mode.is_extend() else [1] * batch.batch_size
+"""
 BACKEND = """
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
-from sglang.srt.lora.utils import LoRABatchInfo
+from sglang.srt.lora.utils import generate_sequence_lengths
 import torch
 
 class ChunkedSgmvLoRABackend(BaseLoRABackend):
     @staticmethod
     def _get_permutation(ids, batch):
-        lens = batch.extend_seq_lens_cpu if batch.forward_mode.is_extend() else [1] * batch.batch_size
+        lens = generate_sequence_lengths(batch)
         rows = [slot for slot, length in zip(ids, lens) for _ in range(length)]
         order = sorted(range(len(rows)), key=lambda row: rows[row])
         return torch.tensor(order, pin_memory=True), [rows[row] for row in order]
 
-    def _get_segments_info(self, rows):
+    def _get_segments_info(self, rows, chunk_size):
         starts = []
         for at, slot in enumerate(rows):
-            if not starts or rows[starts[-1]] != slot or at - starts[-1] == self.segment_size:
+            if not starts or rows[starts[-1]] != slot or at - starts[-1] == chunk_size:
                 starts.append(at)
         return torch.tensor([rows[at] for at in starts]), torch.tensor([*starts, len(rows)])
 """
@@ -38,21 +44,27 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "WARM_UP", 1)
 
 
+def publish(folder: Path, backend: str) -> None:
+    """Put the two files where sglang has them."""
+    for name, text in (("backend/chunked_backend.py", backend), ("utils.py", UTILS)):
+        path = folder / "srt" / "lora" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 def test_both_prepare_the_same_batches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a line; what is allowed decides the exit status."""
-    path = tmp_path / "chunked_backend.py"
-    path.write_text(BACKEND)
+    publish(tmp_path, BACKEND)
     for share, status in ((1e6, 0), (1e-6, 1)):
         monkeypatch.setattr(preparing, "SHARE", share)
-        assert preparing.main(str(path)) == status
+        assert preparing.main(str(tmp_path)) == status
         assert capsys.readouterr().out.count("csgmv") == len(preparing.BATCHES)
 
 
 def test_others_are_not_timed(tmp_path: Path) -> None:
     """A backend that orders rows otherwise does something else."""
-    path = tmp_path / "chunked_backend.py"
-    path.write_text(BACKEND.replace("key=lambda row: rows[row]", "key=lambda row: -rows[row]"))
+    publish(tmp_path, BACKEND.replace("key=lambda row: rows[row]", "key=lambda row: -rows[row]"))
     with pytest.raises(AssertionError, match="the two do not agree"):
-        preparing.main(str(path))
+        preparing.main(str(tmp_path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from array import array
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgmv import arguments, grouping
+from csgmv import arguments
 from csgmv.adapters import Adapters
 from csgmv.grouping import group_tokens, segment_capacity
 from csgmv.segments import Segments
@@ -76,24 +75,24 @@ def test_from_sequences_gathers_every_row_with_an_adapter(batch):
 
 
 @unhurried
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), max_size=40), st.integers(1, 5))
-def test_short_runs_are_gathered_as_long_ones_are(runs, chunk_size):
-    """Row by row or run by run: the same bytes, and both those of the loop."""
-    lens, ids = [length for length, _ in runs], [id_ for _, id_ in runs]
+@given(st.lists(st.integers(-1, 3), max_size=40), st.integers(1, 5))
+def test_a_row_each_is_gathered_as_any_runs_are(ids, chunk_size):
+    """The short cut for decoding finds what a batch with an empty sequence, which does not take it, finds."""
     ranks = [8, 0, 16, 1]
-    by_row, by_run = grouping._gather_rows(lens, ids, ranks), grouping._gather_runs(lens, ids, ranks)
-    assert by_row == by_run
-    wanted = expected(tokens_of(lens, ids), ranks, chunk_size)
-    assert array("i", by_row.permutation).tolist() == [row for _, rows in wanted for row in rows]
-    assert by_row.cut(chunk_size).num_segments == len(wanted)
+    by_row = Segments.from_sequences([1] * len(ids), ids, ranks, [1.0] * 4, chunk_size=chunk_size, device="cpu")
+    by_run = Segments.from_sequences(
+        [1] * len(ids) + [0], [*ids, 2], ranks, [1.0] * 4, chunk_size=chunk_size, device="cpu"
+    )
+    assert found(by_row) == found(by_run) == expected(ids, ranks, chunk_size)
 
 
-def test_more_rows_than_are_numbered_beforehand():
-    """A batch beyond the numbers at hand gets more of them, and the next small one is none the worse."""
-    rows = grouping._LEAST_NUMBERED + 5
-    for lens in ([rows, 3, rows], [2, 3, 2]):
-        segments = Segments.from_sequences(lens, [1, 0, 1], [8, 8], [1.0, 1.0], chunk_size=64, device="cpu")
-        assert found(segments) == expected(tokens_of(lens, [1, 0, 1]), [8, 8], 64)
+@pytest.mark.parametrize("num_loras", [2**15 - 1, 2**15, 2**15 + 1])
+def test_slots_beyond_16_bits(num_loras):
+    """Slots are sorted by narrow numbers as long as those hold them."""
+    ids = [num_loras - 1, 0, -1, num_loras - 2, num_loras - 1]
+    ranks = [8] * num_loras
+    segments = Segments.from_sequences([2, 1, 1, 3, 1], ids, ranks, [1.0] * num_loras, chunk_size=4, device="cpu")
+    assert found(segments) == expected(tokens_of([2, 1, 1, 3, 1], ids), ranks, 4)
 
 
 @unhurried

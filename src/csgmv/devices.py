@@ -18,23 +18,24 @@ def read(given: object) -> torch.device:
     """
     if not isinstance(given, (torch.device, str, int)) or isinstance(given, bool):
         raise TypeError(f"device: expected a torch.device or its name, got {given!r}")
+    place = _place(given)
+    return torch.device("cuda", torch.cuda.current_device()) if place is None else place
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _place(given: torch.device | str | int) -> torch.device | None:
+    """None is the current GPU; anything else stays what it is, and so is asked once."""
     try:
         place = torch.device(given)
     except (RuntimeError, ValueError):
         raise ValueError(f"device: expected a GPU or the CPU, got {given!r}") from None
     if place.type == "cuda":
-        if place.index is None and torch.cuda.is_available():
-            place = torch.device("cuda", torch.cuda.current_device())
-        _check_there(place)
+        count = torch.cuda.device_count()
+        if place.index is None and count:
+            return None
+        if place.index is None or place.index >= count:
+            raise ValueError(f"device: expected one of this machine's GPUs (torch finds {count}), got {place}")
         return place
     if place.type != "cpu":
         raise ValueError(f"device: expected a GPU or the CPU, got {given!r}")
     return torch.device("cpu")
-
-
-@functools.lru_cache(maxsize=64)
-def _check_there(place: torch.device) -> None:
-    """Raises ValueError unless the GPU is there; asked once of each that is."""
-    count = torch.cuda.device_count()
-    if place.index is None or place.index >= count:
-        raise ValueError(f"device: expected one of this machine's GPUs (torch finds {count}), got {place}")

@@ -126,9 +126,9 @@ def target(device: torch.device) -> Target:
         architecture = f"{properties.major}.{properties.minor}" if torch.version.cuda is not None else ""
         name, sm_count = torch.cuda.get_device_name(device), properties.multi_processor_count
         return Target(name, triton.__version__, device_limits(device), architecture, sm_count)
-    rows, gpus, _ = tables()
-    gpu, version = max(rows, key=lambda head: (len(rows[head]), head), default=("", triton.__version__))
-    return Target(gpu, version, device_limits(device), *gpus.get(gpu, ()))
+    known = tables()
+    gpu, version = max(known.rows, key=lambda head: (len(known.rows[head]), head), default=("", triton.__version__))
+    return Target(gpu, version, device_limits(device), *known.gpus.get(gpu, ()))
 
 
 def is_exact(choice: Choice, key: Key, where: Target) -> bool:

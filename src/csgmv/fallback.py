@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from . import refit, rules
@@ -26,6 +26,8 @@ from .rules import Key, Row
 Layer = tuple[str, int, tuple[int, ...], int, int, str]  # op, input_dim, slice_widths, max_rank, num_slices, dtype
 Batch = tuple[int, int]  # chunk_size, segment_bucket
 Rows = Mapping[Layer, Mapping[Batch, "Row | None"]]
+Near = tuple[float, Layer]  # how far a layer is away
+LayersNear = Callable[[tuple[str, str], Layer], Sequence[Near]]  # what `layers_near` finds on a GPU and Triton version
 _HALVES = {"float16", "bfloat16"}
 
 
@@ -169,9 +171,9 @@ def layer_distance(layer: Layer, other: Layer) -> float:
     return sum(_WEIGHTS[name] * by for name, by in apart.items()) + _OTHER_SLICES * (num_slices != others_num_slices)
 
 
-def _lends_to(key: Key) -> tuple[str, ...]:
-    """The dtypes whose rows may serve a key, its own first."""
-    return (key.dtype, *(_HALVES - {key.dtype})) if key.dtype in _HALVES else (key.dtype,)
+def _lends_to(dtype: str) -> tuple[str, ...]:
+    """The dtypes whose rows may serve a key of this one, its own first."""
+    return (dtype, *(_HALVES - {dtype})) if dtype in _HALVES else (dtype,)
 
 
 def _step(key: Key, other: Key) -> str:
@@ -188,7 +190,14 @@ def _step(key: Key, other: Key) -> str:
     return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
 
 
-def lenders(key: Key, present: Rows) -> Iterator[Key]:
+def layers_near(layer: Layer, present: Rows) -> list[Near]:
+    """The layers whose rows may serve a layer's keys, the nearest first."""
+    dtypes = _lends_to(layer[5])
+    layers = (other for other in present if other[0] == layer[0] and other[5] in dtypes)
+    return [near for near in sorted((layer_distance(layer, other), other) for other in layers) if near[0] < math.inf]
+
+
+def lenders(key: Key, present: Rows, near: Sequence[Near] | None = None) -> Iterator[Key]:
     """The keys of one GPU and Triton version whose rows may serve a key, the nearest first.
 
     Two keys are as far apart as their batches and their layers are, added up.
@@ -196,13 +205,10 @@ def lenders(key: Key, present: Rows) -> Iterator[Key]:
     Args:
         key: what is launched; itself the first if present.
         present: the rows that there are.
+        near: `layers_near`, if it is known.
     """
-    dtypes = _lends_to(key)
-    layers = [layer for layer in present if layer[0] == key.op and layer[5] in dtypes]
     waiting: list[tuple[float, bool, Key]] = []
-    for apart, layer in sorted((layer_distance(key[:6], layer), layer) for layer in layers):
-        if apart == math.inf:
-            break
+    for apart, layer in layers_near(key[:6], present) if near is None else near:
         while waiting and waiting[0][0] < apart:  # no key of this layer or a later one is as near
             yield heapq.heappop(waiting)[2]
         for batch in present[layer]:
@@ -214,17 +220,17 @@ def lenders(key: Key, present: Rows) -> Iterator[Key]:
 
 def _knows(key: Key, present: Rows, within: float = NEAR) -> bool:
     """Whether there are rows of a key's very layer, for batches like its own."""
-    layers = ((*key[:5], dtype) for dtype in _lends_to(key))
+    layers = ((*key[:5], dtype) for dtype in _lends_to(key.dtype))
     near = (batch_distance(key, Key(*layer, *batch)) for layer in layers for batch in present.get(layer, ()))
     return any(distance <= within for distance in near)
 
 
-def serve(key: Key, where: Target, tables: Tables) -> Served:
+def serve(key: Key, where: Target, tables: Tables, near: LayersNear | None = None) -> Served:
     """The row that a key gets on a device: the first that is offered, or else the built-in default."""
-    return next(offers(key, where, tables), Served(None, "default"))
+    return next(offers(key, where, tables, near), Served(None, "default"))
 
 
-def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
+def offers(key: Key, where: Target, tables: Tables, near: LayersNear | None = None) -> Iterator[Served]:
     """What the tables have for a key that a device can run, the most trusted first; the key's own may come twice.
 
     The rows of its own GPU are asked first, then those of others of its architecture. Of each GPU, those under the
@@ -234,6 +240,8 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
     A GPU that differs in its memory alone, as far as can be told, comes in between: what it found for the very key,
     under the Triton version that is asked first, loses less than what this one found for others, and what it found for
     the layer less than what this one found for other layers (H100 and H200, `python -m codegen --regret`).
+
+    Whoever asks for many keys of the same tables may keep what is near: `near`.
     """
     own = tables.rows.get((where.gpu, where.triton), {})
     if key[6:] in own.get(key[:6], ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
@@ -243,7 +251,8 @@ def offers(key: Key, where: Target, tables: Tables) -> Iterator[Served]:
         if (gpu, version) in asked:
             continue
         asked.add((gpu, version))
-        for source in lenders(key, tables.rows[gpu, version]):
+        layers = near and near((gpu, version), key[:6])
+        for source in lenders(key, tables.rows[gpu, version], layers):
             if served := _served(key, where, tables, source, gpu, version):
                 yield served
     for row in _defaults(key, where, tables):

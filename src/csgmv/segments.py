@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from csgmv import batch_faults, chunk_sizes, plain_arguments, rules
-from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers, read_runs
-from csgmv.grouping import HostGrouping, gather_runs, group_tokens, segment_capacity
+from csgmv import batch_buffer, batch_faults, chunk_sizes, plain_arguments, rules
+from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers
+from csgmv.grouping import HostGrouping, Runs, gather_runs, group_tokens, segment_capacity
 
 _MOST_TOKENS = 2**31 - 1  # positions are int32
 
@@ -56,7 +56,7 @@ class Segments:
     least_tokens: int = 0
     largest_rank: int = 0
     active_adapters: int = 0
-    _buffer: torch.Tensor | None = None  # what the five tensors are `_parts` of, if they are
+    _buffer: torch.Tensor | None = None  # what the five tensors are `batch_buffer.parts` of, if they are
     _refillable: bool = False
     _kind: tuple[Any, Any] | None = field(default=None, init=False)  # see `arguments.batch_kind`
 
@@ -97,8 +97,8 @@ class Segments:
                 range, or the stream is being captured.
         """
         adapters = Adapters.read(lora_ranks, scalings)
-        lens, ids = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
-        return cls._from_runs(lens, ids, adapters, chunk_size, adapters.device(device))
+        runs = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
+        return cls._from_runs(runs, adapters, chunk_size, adapters.device(device))
 
     @classmethod
     def from_tokens(
@@ -128,8 +128,8 @@ class Segments:
         """
         adapters = Adapters.read(lora_ranks, scalings)
         if not on_gpu(adapter_ids):
-            lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
-            return cls._from_runs(lens, ids, adapters, chunk_size, adapters.device(device))
+            runs = _read_tokens(adapter_ids, adapters.num_loras)
+            return cls._from_runs(runs, adapters, chunk_size, adapters.device(device))
         gpu_ids = read_gpu_integers("adapter_ids", adapter_ids)
         place = adapters.device(device, gpu_ids)
         segments = cls.allocate(gpu_ids.numel(), adapters.num_loras, chunk_size=chunk_size, device=place)
@@ -166,8 +166,9 @@ class Segments:
         if chunk_size is None:
             chunk_size = chunk_sizes.choose(max_tokens, max_loras, place)
         num_segments = segment_capacity(max_tokens, max_loras, chunk_size)
-        segments, buffer = cls._uninitialised(max_tokens, num_segments, max_loras, chunk_size, max_tokens, place)
-        buffer.zero_()
+        count = batch_buffer.length(max_loras, num_segments, max_tokens)
+        buffer = torch.zeros(count, dtype=torch.int32, device=place)
+        segments = cls._of_buffer(buffer, max_loras, chunk_size, num_segments, max_tokens)
         segments._refillable = True
         return segments
 
@@ -192,8 +193,7 @@ class Segments:
                 Segments were not allocated.
         """
         adapters = Adapters.read(lora_ranks, scalings)
-        lens, ids = _read_sequences(seq_lens, adapter_ids, adapters.num_loras)
-        self._refill("seq_lens", lens, ids, adapters)
+        self._refill("seq_lens", _read_sequences(seq_lens, adapter_ids, adapters.num_loras), adapters)
 
     def update_from_tokens(
         self, adapter_ids: Integers | Sequence[int | None], lora_ranks: Integers, scalings: Floats
@@ -212,8 +212,7 @@ class Segments:
         if on_gpu(adapter_ids):
             self._regroup(read_gpu_integers("adapter_ids", adapter_ids), adapters)
         else:
-            lens, ids = _read_tokens(adapter_ids, adapters.num_loras)
-            self._refill("adapter_ids", lens, ids, adapters)
+            self._refill("adapter_ids", _read_tokens(adapter_ids, adapters.num_loras), adapters)
 
     def with_adapters(self, lora_ranks: torch.Tensor, scalings: torch.Tensor) -> Segments:
         """The same rows in the same segments, for a layer in which the slots have other ranks and scalings.
@@ -273,33 +272,24 @@ class Segments:
         batch_faults.check_contents(self, rows, max_rank)
 
     @classmethod
-    def _from_runs(
-        cls, lens: list[int], ids: list[int], adapters: Adapters, chunk_size: int | None, device: torch.device
-    ) -> Segments:
+    def _from_runs(cls, runs: Runs, adapters: Adapters, chunk_size: int | None, device: torch.device) -> Segments:
         check_chunk_size(chunk_size)
-        num_tokens = sum(lens)
+        num_tokens = runs.rows
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
-        gathered = gather_runs(lens, ids, adapters.host_ranks())
+        gathered = gather_runs(runs, adapters.host_ranks())
         if chunk_size is None:
             chunk_size = chunk_sizes.choose(gathered.rows, gathered.active_adapters(), device)
         grouping = gathered.cut(chunk_size)
-        num_segments = grouping.num_segments
-        segments, buffer = cls._uninitialised(
-            gathered.rows, num_segments, adapters.num_loras, chunk_size, num_tokens, device
-        )
-        segments._upload(buffer, adapters, grouping, num_tokens)
+        num_loras, num_segments = adapters.num_loras, grouping.num_segments
+        _refuse_capture(device)
+        host = batch_buffer.staged(adapters, grouping, num_loras, num_segments, device)
+        buffer = host.to(device, non_blocking=True)
+        segments = cls._of_buffer(buffer, num_loras, chunk_size, num_segments, num_tokens)
+        segments._take_from_gpu(adapters)
+        segments.least_tokens, segments.largest_rank = num_tokens, adapters.largest_rank()
         segments.active_adapters = gathered.active_adapters()
         return segments
-
-    @classmethod
-    def _uninitialised(
-        cls, rows: int, num_segments: int, num_loras: int, chunk_size: int, num_tokens: int, device: torch.device
-    ) -> tuple[Segments, torch.Tensor]:
-        """Segments, and the int32 buffer that they are parts of."""
-        sizes = _part_sizes(rows, num_segments, num_loras)
-        buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-        return cls(*_parts(buffer, sizes), chunk_size, num_segments, num_tokens, _buffer=buffer), buffer
 
     @classmethod
     def _of_buffer(
@@ -309,20 +299,18 @@ class Segments:
         chunk_size: int,
         num_segments: int,
         num_tokens: int,
-        least_tokens: int,
-        largest_rank: int,
+        least_tokens: int = 0,
+        largest_rank: int = 0,
     ) -> Segments:
-        """Segments once more, from what they are parts of; their permutation may be up to 3 longer than it was."""
-        sizes = _part_sizes(0, num_segments, num_loras)
-        sizes[-2] = buffer.numel() - sum(sizes)
-        return cls(*_parts(buffer, sizes), chunk_size, num_segments, num_tokens, least_tokens, largest_rank)
+        """Segments, once more or for the first time, from what they are parts of."""
+        parts = batch_buffer.parts(buffer, num_loras, num_segments)
+        return cls(*parts, chunk_size, num_segments, num_tokens, least_tokens, largest_rank, _buffer=buffer)
 
-    def _refill(self, name: str, lens: list[int], ids: list[int], adapters: Adapters) -> None:
+    def _refill(self, name: str, runs: Runs, adapters: Adapters) -> None:
         """The refill by way of the host; `name` is the argument that says how many tokens there are."""
-        num_tokens = sum(lens)
-        buffer = self._room(name, num_tokens, adapters)
-        grouping = gather_runs(lens, ids, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
-        self._upload(buffer, adapters, grouping, num_tokens)
+        buffer = self._room(name, runs.rows, adapters)
+        grouping = gather_runs(runs, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
+        self._upload(buffer, adapters, grouping, runs.rows)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
         """The refill that never leaves the device of ids."""
@@ -347,40 +335,21 @@ class Segments:
         return self._buffer
 
     def _upload(self, buffer: torch.Tensor, adapters: Adapters, grouping: HostGrouping | None, num_tokens: int) -> None:
-        """Writes all that is on the host in one copy, which ends with the last row that is used.
+        """Writes all that is on the host in one copy, and then what is on the GPU."""
+        if grouping is not None or not (on_gpu(adapters.ranks) and on_gpu(adapters.scalings)):
+            _refuse_capture(buffer.device)
+            num_loras = self.lora_ranks.numel()
+            host = batch_buffer.staged(adapters, grouping, num_loras, self.num_segments, buffer.device)
+            buffer[: host.numel()].copy_(host, non_blocking=True)
+        self._take_from_gpu(adapters)
+        self.least_tokens, self.largest_rank = num_tokens, adapters.largest_rank()
 
-        Its source is fresh pinned memory. PyTorch's pinned allocator notes the stream of each copy, and hands a block
-        out again only when that stream has come past it: it is the ring of buffers and events that refilling needs.
-        """
-        given = ((self.lora_ranks, adapters.ranks), (self.scalings, adapters.scalings))
-        parts = [b"" if isinstance(values, torch.Tensor) else values.tobytes() for _, values in given]
-        if grouping is not None:
-            parts += grouping
-        if grouping is not None or not all(on_gpu(values) for _, values in given):
-            if buffer.is_cuda and torch.cuda.is_current_stream_capturing():
-                raise ValueError(
-                    "a copy from the host cannot be captured into a CUDA graph: refill before replaying, "
-                    "or give adapter_ids, lora_ranks and scalings as tensors on the GPU"
-                )
-            self._copy(buffer, parts)
-        for view, values in given:
+    def _take_from_gpu(self, adapters: Adapters) -> None:
+        """Ranks and scalings that are there."""
+        for view, values in ((self.lora_ranks, adapters.ranks), (self.scalings, adapters.scalings)):
             if isinstance(values, torch.Tensor):
                 view[: values.numel()].copy_(values)
                 view[values.numel() :].zero_()
-        self.least_tokens, self.largest_rank = num_tokens, adapters.largest_rank()
-
-    def _copy(self, buffer: torch.Tensor, parts: list[bytes]) -> None:
-        """Writes the first tensors of the buffer in one copy: zeros stand after each but the permutation."""
-        views = self.lora_ranks, self.scalings, self.seg_indptr, self.weight_indices, self.permutation
-        starts = [4 * view.storage_offset() for view in views]
-        rooms = [end - start for start, end in itertools.pairwise(starts)]
-        content = bytearray().join([part.ljust(room, b"\0") for part, room in zip(parts, (*rooms, 0))])
-        if not content:
-            return
-        staged = torch.frombuffer(content, dtype=torch.int32)
-        if buffer.is_cuda:
-            staged = torch.empty(staged.numel(), dtype=torch.int32, device="cpu", pin_memory=True).copy_(staged)
-        buffer[: staged.numel()].copy_(staged, non_blocking=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle has: not `_kind`, whose pointers are those of these very tensors."""
@@ -394,18 +363,12 @@ class Segments:
         )
 
 
-def _part_sizes(rows: int, num_segments: int, num_loras: int) -> list[int]:
-    """How a buffer is cut: each part, 16-byte aligned, and what fills it up; the longest part last."""
-    sizes = num_loras, num_loras, num_segments + 1, num_segments, rows
-    return [length for size in sizes for length in (size, -size % 4)]
-
-
-def _parts(
-    buffer: torch.Tensor, sizes: list[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In the order of `Segments.tensors`."""
-    ranks, _, scalings, _, indptr, _, indices, _, permutation, _ = buffer.split_with_sizes(sizes)
-    return permutation, indptr, indices, ranks, scalings.view(torch.float32)
+def _refuse_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            "a copy from the host cannot be captured into a CUDA graph: refill before replaying, "
+            "or give adapter_ids, lora_ranks and scalings as tensors on the GPU"
+        )
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -414,14 +377,19 @@ def check_chunk_size(chunk_size: int | None) -> None:
         plain_arguments.whole("chunk_size", chunk_size, 1, _MOST_TOKENS)
 
 
-def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> tuple[list[int], list[int]]:
-    lens = read_integers("seq_lens", seq_lens)
-    ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> Runs:
+    lens, shortest, longest = read_integers("seq_lens", seq_lens)
+    ids, least, _ = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
     if len(lens) != len(ids):
         raise ValueError(f"adapter_ids: expected one per sequence ({len(lens)}), got {len(ids)}")
-    return lens, ids
+    single = shortest == 1 == longest
+    # NumPy's sum would not say that it does not fit.
+    rows = len(lens) if single else int(lens.sum()) if longest * len(lens) < 2**63 else sum(lens.tolist())
+    return Runs(lens, ids, rows, single, least < 0)
 
 
-def _read_tokens(adapter_ids: object, num_loras: int) -> tuple[list[int], list[int]]:
+def _read_tokens(adapter_ids: object, num_loras: int) -> Runs:
     """Tokens on the host as runs of equal ids: a batch has few of them, and then they are sequences."""
-    return read_runs("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+    ids, least, _ = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+    starts = np.concatenate(([True], ids[1:] != ids[:-1])).nonzero()[0] if len(ids) else ids
+    return Runs(np.diff(starts, append=len(ids)), ids[starts], len(ids), len(starts) == len(ids), least < 0)

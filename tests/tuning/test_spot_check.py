@@ -165,3 +165,16 @@ def test_two_keys_are_checked_on_the_gpu(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 of 2 keys judged" in capsys.readouterr().out
     assert main(["spot-check", *options, *loose]) in (0, 1)
     assert "0 keys searched" in capsys.readouterr().err
+
+
+def test_the_readme_is_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are in the tree, and within the marks."""
+    root = Path(__file__).parents[2]
+    written = tmp_path / "README.md"
+    written.write_text("\n".join(figures.markers(MARKER)))
+    asked = ("--tell", "--keys", "150", "--out", str(root / "tests" / "spot-check"))
+    assert main(["spot-check", *asked, "--gpu", "H100", "--triton", "3.6.0", "--markdown", "--into", str(written)]) == 0
+    capsys.readouterr()
+    rows = [line for line in written.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert not {*rows} - {*(root / "README.md").read_text(encoding="utf-8").splitlines()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from .. import fallback, records, rules
 
@@ -59,15 +59,16 @@ _Cell = Mapping[_Place, _Apart]  # what was measured at one architecture, operat
 
 
 class _Averaged(Mapping[int, rules.Row]):
-    """The default for each number of rows, averaged when it is first asked for."""
+    """The default for each number of rows, averaged over what is left in its cell when it is first asked for."""
 
-    def __init__(self, cells: Mapping[int, Sequence[_Apart]]) -> None:
-        self._cells = cells
+    def __init__(self, cells: Mapping[int, _Cell], out: Collection[_Place]) -> None:
+        self._cells, self._out = cells, out
         self._known: dict[int, rules.Row] = {}
 
     def __getitem__(self, rows: int) -> rules.Row:
         if rows not in self._known:
-            self._known[rows] = _best(self._cells[rows])
+            cell = self._cells[rows]
+            self._known[rows] = _best(apart for place, apart in cell.items() if place not in self._out)
         return self._known[rows]
 
     def __iter__(self) -> Iterator[int]:
@@ -94,12 +95,13 @@ class Averages:
 
     def without(self, places: Collection[_Place]) -> Mapping[str, Mapping[str, Mapping[int, rules.Row]]]:
         """The defaults of each architecture, operation and number of rows that other places have results for."""
-        left: dict[str, dict[str, dict[int, list[_Apart]]]] = {}
+        left: dict[str, dict[str, dict[int, _Cell]]] = {}
         for (architecture, op, rows), cell in self._cells.items():
-            if others := [apart for place, apart in cell.items() if place not in places]:
-                left.setdefault(architecture, {}).setdefault(op, {})[rows] = others
+            if any(place not in places for place in cell):
+                left.setdefault(architecture, {}).setdefault(op, {})[rows] = cell
         return {
-            architecture: {op: _Averaged(cells) for op, cells in by_op.items()} for architecture, by_op in left.items()
+            architecture: {op: _Averaged(cells, places) for op, cells in by_op.items()}
+            for architecture, by_op in left.items()
         }
 
 

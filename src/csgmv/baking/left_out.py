@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import NamedTuple
@@ -59,16 +60,17 @@ WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
 class _Left:
     """What the codegen would make of the results that are left."""
 
-    def __init__(self, whole: fallback.Tables, out: Set[_Place], averages: Averages) -> None:
+    def __init__(self, whole: fallback.Tables, near: fallback.LayersNear, out: Set[_Place], averages: Averages) -> None:
         self._tables = whole._replace(rows={where: _rest(rows, where, out) for where, rows in whole.rows.items()})
-        self._averages, self._out = averages, out
+        self._near, self._averages, self._out, self._averaged = near, averages, out, False
 
     def serve(self, key: rules.Key, where: fallback.Target) -> fallback.Served:
         """As `fallback.serve` would. Defaults take long to make: they are made if no row serves."""
-        served = fallback.serve(key, where, self._tables)
-        if served.source is None and not self._tables.defaults:
+        served = fallback.serve(key, where, self._tables, self._near)
+        if served.source is None and not self._averaged:
+            self._averaged = True
             self._tables = self._tables._replace(defaults=self._averages.without(self._out))
-            served = fallback.serve(key, where, self._tables)
+            served = fallback.serve(key, where, self._tables, self._near)
         return served
 
 
@@ -95,6 +97,7 @@ def cases(choice: Choice) -> Iterator[Case]:
     """
     averages = Averages(choice.results)
     rows = {where: fallback.by_layer(of) for where, of in choice.table.items()}
+    near = functools.cache(lambda where, layer: fallback.layers_near(layer, rows[where]))  # what is left has all layers
     for way, in_common in WAYS.items():
         groups: dict[Hashable, list[records.Result]] = defaultdict(list)
         for result in choice.results:
@@ -105,6 +108,7 @@ def cases(choice: Choice) -> Iterator[Case]:
                 if group[0].architecture not in others:
                     continue
             out = frozenset(map(_place, group))
-            left = _Left(fallback.Tables({} if way == "all rows" else rows, choice.gpus), out, averages)
+            whole = fallback.Tables({} if way == "all rows" else rows, choice.gpus)
+            left = _Left(whole, near, out, averages)
             for result in group:
                 yield Case(way, result, left.serve(result.key, target(choice, result)))

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv import arguments, chunk_sizes, launch, rules
+from csgmv import arguments, batch_buffer, chunk_sizes, launch, rules
 from csgmv.grouping import segment_capacity
 from csgmv.segments import Segments
 
@@ -110,10 +110,12 @@ class Metadata(NamedTuple):
         active = min(groups, num_loras)
         chunk_size = chunk_sizes.choose(tokens, active, plan.device)
         num_segments = segment_capacity(tokens, active, chunk_size)
-        made, buffer = Segments._uninitialised(0, num_segments, num_loras, chunk_size, tokens, plan.device)
-        made = Segments(indices, *made.tensors[1:], chunk_size, num_segments, tokens, active_adapters=active)
+        count = batch_buffer.length(num_loras, num_segments, 0)
+        buffer = torch.empty(count, dtype=torch.int32, device=plan.device)
+        parts = indices, *batch_buffer.parts(buffer, num_loras, num_segments)[1:]
+        made = Segments(*parts, chunk_size, num_segments, tokens, active_adapters=active)
         if num_segments:
-            operands = *groups_of_rows, *made.tensors[1:]
+            operands = *groups_of_rows, *parts[1:]
             on = None if buffer.data_ptr() & 15 else launch.stream(plan.ordinal)
             plan.cut.begin(
                 on,
