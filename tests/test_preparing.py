@@ -60,7 +60,7 @@ def test_both_prepare_the_same_batches(
     for share, status in ((1e6, 0), (1e-6, 1)):
         monkeypatch.setattr(preparing, "SHARE", share)
         assert preparing.main(str(tmp_path)) == status
-        assert capsys.readouterr().out.count("csgmv") == len(preparing.BATCHES)
+        assert capsys.readouterr().out.count("(cpu)") == len(preparing.BATCHES)
 
 
 def test_others_are_not_timed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgmv import arguments
+from csgmv import arguments, grouping
 from csgmv.adapters import Adapters
 from csgmv.grouping import group_tokens, segment_capacity
 from csgmv.segments import Segments
@@ -84,6 +84,14 @@ def test_a_row_each_is_gathered_as_any_runs_are(ids, chunk_size):
         [1] * len(ids) + [0], [*ids, 2], ranks, [1.0] * 4, chunk_size=chunk_size, device="cpu"
     )
     assert found(by_row) == found(by_run) == expected(ids, ranks, chunk_size)
+
+
+def test_more_rows_than_are_numbered_beforehand():
+    """A batch beyond the numbers at hand gets more of them, and the next small one is none the worse."""
+    rows = grouping._LEAST_NUMBERED + 5
+    for lens in ([rows, 3, rows], [2, 3, 2]):
+        segments = Segments.from_sequences(lens, [1, 0, 1], [8, 8], [1.0, 1.0], chunk_size=64, device="cpu")
+        assert found(segments) == expected(tokens_of(lens, [1, 0, 1]), [8, 8], 64)
 
 
 @pytest.mark.parametrize("num_loras", [2**15 - 1, 2**15, 2**15 + 1])

@@ -74,10 +74,7 @@ def staged(
     """
     ranks, scalings, indptr, indices, permutation, _, _ = _layout(num_loras, num_segments)
     count = indptr if grouping is None else permutation + len(grouping.permutation)
-    pinned = device.type == "cuda" and count > _SMALL
-    host = torch.empty(count, dtype=torch.int32, device="cpu", pin_memory=pinned)
-    content = host.numpy()
-    content[:permutation] = 0
+    content = np.zeros(count, np.int32)
     if not isinstance(adapters.ranks, torch.Tensor):
         content[ranks : len(adapters.ranks)] = adapters.ranks
     if not isinstance(adapters.scalings, torch.Tensor):
@@ -88,4 +85,5 @@ def staged(
         content[indptr + len(starts)] = len(rows)
         content[indices : indices + len(slots)] = slots
         content[permutation:] = rows
-    return host
+    host = torch.from_numpy(content)
+    return host.pin_memory() if count > _SMALL and device.type == "cuda" else host

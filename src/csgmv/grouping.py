@@ -7,6 +7,7 @@ is sglang's chunked SGMV (https://github.com/sgl-project/sglang, lora/backend/ch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from csgmv import rules
+
 Numbers = NDArray[np.integer[Any]]
 
 _NARROW = 2**15  # slots whose numbers are int16
+_LEAST_NUMBERED = 2**16  # rows; most batches have fewer, and so find their numbers ready
 
 
 class Grouping(NamedTuple):
@@ -131,8 +135,20 @@ def gather_runs(runs: Runs, ranks: Sequence[int]) -> Gathered:
     ends = gathered_lens.cumsum()
     shifts = (lens.cumsum() - lens)[order] - (ends - gathered_lens)  # from its place to its row, of all rows of a run
     permutation = shifts.astype(np.int32).repeat(gathered_lens)
-    permutation += np.arange(len(permutation), dtype=np.int32)
+    permutation += _row_numbers(len(permutation))
     return Gathered(slot_rows, permutation)
+
+
+def _row_numbers(count: int) -> Numbers:
+    """0, 1, 2, … as int32, so many."""
+    return _numbers(max(rules.power_of_two(count), _LEAST_NUMBERED))[:count]
+
+
+@functools.lru_cache(maxsize=2)
+def _numbers(count: int) -> Numbers:
+    numbers = np.arange(count, dtype=np.int32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def group_tokens(ids: torch.Tensor, ranks: torch.Tensor, chunk_size: int, num_segments: int) -> Grouping:
