@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import collections
 import json
-import pathlib
 import re
-import subprocess
 import sys
-import tempfile
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -25,6 +22,7 @@ from triton.compiler import ASTSource
 
 from csgmv import expand, shrink
 from csgmv.integrations import vllm_metadata
+from csgmv.tuning.target import resources
 
 ACCESS = re.compile(r"\b(cp\.async\.c[ag]\.shared\.global|(?:ld|st)\.global[\w.:]*)([^;\n]*)")
 INDICES = ["permutation", "seg_indptr", "weight_indices", "lora_ranks"]
@@ -82,19 +80,8 @@ def compile_kernel(name: str, constants: dict, options: dict, arch: int = 90) ->
         "tf32": sum("tf32" in dot for dot in dots),
         "atomics": len(re.findall(r"^\s*(?:@\S+\s+)?(?:atom|red)\.", compiled.asm["ptx"], re.MULTILINE)),
         "shared": compiled.metadata.shared,
-        **resources(compiled.asm["cubin"]),
+        **resources(compiled.asm["cubin"])._asdict(),
     }
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of stack of one thread."""
-    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", shown)[-1]
-    return {"registers": int(registers), "stack": int(stack)}
 
 
 if __name__ == "__main__":

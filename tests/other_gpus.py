@@ -33,9 +33,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from ahead_of_time import resources
-from csgmv import arguments, binaries, dispatch, expand, fallback, launch, rules, shrink
+from csgmv import binaries, dispatch, expand, fallback, launch, rules, shrink
 from csgmv.models import LayerShape
+from csgmv.tuning.target import resources
 
 CPU = torch.device("cpu")
 TRITON = "3.6.0"
@@ -67,8 +67,7 @@ def _become(architecture: str, lent: bool) -> None:
     What is lent to it are an H200's.
     """
     triton.runtime.driver.set_active(_driver(architecture))
-    arguments._check_rows = lambda *_: None  # it refuses tensors on the CPU
-    launch._current_device, launch._current_stream = (lambda: -1), (lambda _: 0)
+    launch.stand_in()
     launch.FOR_NVIDIA = not architecture.startswith("gfx")
     where = fallback.Target("another GPU", TRITON, LIMITS[architecture], architecture, 100)
     rows, gpus, defaults = dispatch.tables()
@@ -84,14 +83,14 @@ def _become(architecture: str, lent: bool) -> None:
 
 
 def _kernel(compiled: Any) -> dict[str, Any]:
-    """What a compiled kernel takes; registers and stack (bytes) are a thread's."""
+    """What a compiled kernel takes; registers and spills (bytes) are a thread's."""
     metadata = compiled.metadata
     if "cubin" in compiled.asm:
-        code, took = compiled.asm["ptx"], resources(compiled.asm["cubin"])
+        code, took = compiled.asm["ptx"], resources(compiled.asm["cubin"])._asdict()
     else:
         code = compiled.asm["amdgcn"]
         said = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", code))
-        took = {"registers": int(said["vgpr_count"]), "stack": int(said["private_segment_fixed_size"])}
+        took = {"registers": int(said["vgpr_count"]), "spills": int(said["private_segment_fixed_size"])}
     return {
         "kernel": metadata.name,
         "shared": metadata.shared,
@@ -169,7 +168,7 @@ def main() -> int:
         architecture, lent = case["architecture"], case["lent"]
         kernels = [(one, kernel) for one in done for kernel in one["kernels"]]
         found = [(fault, one, kernel) for one, kernel in kernels for fault in faults(architecture, kernel)]
-        spills = sum(kernel["stack"] > MOST_STACK for _, kernel in kernels)
+        spills = sum(kernel["spills"] > MOST_STACK for _, kernel in kernels)
         print(
             f"{architecture}, {'lent rows' if lent else 'defaults'}: {len(done)} keys, {len(kernels)} kernels,"
             f" {len(found)} faults, {spills} spill, at most {max(kernel['stack'] for _, kernel in kernels)} bytes",

@@ -91,7 +91,7 @@ def test_accesses_are_sixteen_bytes_wide() -> None:
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
         assert accesses.get("cp 16", 0) + accesses.get("ld 16", 0) >= 4, (case, accesses)
         assert accesses.get("st 16", 0) >= 1, (case, accesses)
-        assert code["stack"] == 0, (case, code)
+        assert code["spills"] == 0, (case, code)
         assert code["atomics"] == 0, (case, code)  # sums in an order of its own each time
         if case[0] == "expand":
             assert {kind for kind in accesses if kind.startswith("st")} == {"st 16"}, (case, accesses)
@@ -106,7 +106,7 @@ def test_warps_that_share_steps_load_and_multiply_as_others_do() -> None:
         assert accesses["cp 16"] >= 4, (case, accesses)
         assert not {"ld 2", "ld 8", "cp 4", "cp 8"} & set(accesses), (case, accesses)
         assert code["dots"] >= 1, (case, code)
-        assert code["stack"] == 0, (case, code)
+        assert code["spills"] == 0, (case, code)
 
 
 def test_float32_is_not_taken_for_tf32() -> None:
@@ -162,4 +162,4 @@ def test_borrowed_rows_compile_and_fit(max_rank: int) -> None:
     for case, code in zip(cases, compiled(cases)):
         assert code["shared"] <= LIMITS.shared_memory, (case, code)
         assert code["registers"] <= 255, (case, code)
-        assert code["stack"] <= 128, (case, code)  # bytes: a few registers, where the original had none to spare
+        assert code["spills"] <= 128, (case, code)  # bytes: a few registers, where the original had none to spare

@@ -83,7 +83,7 @@ def test_defaults_and_rows_cut_to_an_architecture_compile_and_fit() -> None:
             assert [kernel["kernel"] for kernel in done["kernels"]] == ["_shrink_kernel", "_expand_kernel"], done
             check_that_it_fits(architecture, done["kernels"])
             if not lent:  # nothing spilled, but for a register or a few
-                assert max(kernel["stack"] for kernel in done["kernels"]) <= 64, done
+                assert max(kernel["spills"] for kernel in done["kernels"]) <= 64, done
         if (architecture, lent) == ("sm_90", True):
             shrink, expand = keys[0]["kernels"]
             assert shrink["waits"]

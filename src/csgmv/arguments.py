@@ -42,7 +42,7 @@ def _check_rows(name: str, tensor: Any) -> None:
         raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {tensor.dtype}")
     if launch.INTERPRETED and tensor.dtype == torch.bfloat16:
         raise TypeError(f"{name}: expected float16 or float32, since Triton's interpreter computes bfloat16 wrongly")
-    if not (tensor.is_cuda or (launch.INTERPRETED and tensor.device.type == "cpu")):
+    if not (tensor.is_cuda or (launch.on_cpu and tensor.device.type == "cpu")):
         raise ValueError(
             f"{name}: expected a tensor on a GPU, got one on {tensor.device}"
             " (set TRITON_INTERPRET=1 before the first import to run on the CPU)"

@@ -41,6 +41,9 @@ check_versions(torch=torch.__version__, triton=triton.__version__)
 # Triton decides when a kernel is defined, that is on import, whether it will be interpreted on the CPU.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# Whether operations take tensors on the CPU: where they are interpreted, and where nothing is launched at all.
+on_cpu = INTERPRETED
+
 # Whether kernels are compiled by way of PTX: AMD's compiler has neither a register cap nor PTX written by hand.
 FOR_NVIDIA: bool = torch.version.hip is None
 
@@ -67,6 +70,15 @@ debugging = False
 
 # In a context where this is a list, what goes Triton's own way is compiled and put there, but not launched.
 compiled: ContextVar[list[Any] | None] = ContextVar("compiled", default=None)
+
+
+def stand_in() -> None:
+    """From now on tensors on the CPU stand for a GPU's in this process: one that has the number -1 and runs nothing.
+
+    For a process that compiles: whoever calls this sees to it that `run` does not launch.
+    """
+    global _current_device, _current_stream, on_cpu
+    _current_device, _current_stream, on_cpu = (lambda: -1), (lambda _: 0), True
 
 
 def remember(key: tuple[Any, ...], plan: Any) -> None:

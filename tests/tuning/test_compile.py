@@ -33,7 +33,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     if not launch.INTERPRETED:
         pytest.skip("on a GPU, a compiler has a process of its own")
     monkeypatch.setattr(launch, "run", launch.run)
-    return Compiler("cpu")
+    return Compiler("cpu", None)
 
 
 def binaries(compiler: Compiler, key: rules.Key, *configs: Any) -> list[tuple[object, ...]]:

@@ -5,7 +5,7 @@ configs launch it. What a binary depends on is recorded from the wrappers themse
 segments, input_dim, output widths, often the chunk size) and some of a config (split_k of shrink) are integers that a
 kernel takes at run time.
 
-None of our kernels is launched here: one that runs in another process would disturb what is being measured.
+None of our kernels is launched here, or even loaded: that would disturb what is being measured (see `target`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from csgmv import launch, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, from_row
 from csgmv.segments import Segments
+from csgmv.tuning.target import Target, compile_for
+from csgmv.tuning.target import of as target_of
 from csgmv.tuning.worker import Failure, Farm, Worker, reason
 from csgmv.workload import Workload
 
@@ -67,8 +69,12 @@ class _Launch(NamedTuple):
 class Compiler:
     """Describes and compiles configs in the process that it is made in, which can launch nothing from then on."""
 
-    def __init__(self, device: str) -> None:
-        """Kernels are compiled for `device`."""
+    def __init__(self, device: str, target: Target | None) -> None:
+        """Kernels are compiled for `target`, or where there is none for `device`."""
+        if target is not None:
+            compile_for(target)
+            launch.stand_in()
+            device = "cpu"
         self._device = torch.device(device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
@@ -84,7 +90,7 @@ class Compiler:
         """Compile the kernel of a config's launch, or raise what Triton raises."""
         one = self._launches_of(key, row)[index]
         binary = one.kernel.warmup(*one.tensors, *one.sizes, grid=(one.programs,), **one.constants, **one.options)
-        binary._init_handles()  # loads it: shared memory or registers beyond the device's raise here
+        binary._init_handles()  # builds its launcher; shared memory or registers beyond the device's raise here
         return Binary(binary.metadata.shared, binary.n_regs, binary.n_spills)
 
     def healthy(self) -> bool:
@@ -145,8 +151,9 @@ class CompileFarm:
 
     def __init__(self, device: torch.device, processes: int) -> None:
         """`processes` of them are started at once, and one more that describes configs."""
-        self._scribe = Worker(Compiler, str(device))
-        self._farm = Farm(processes, Compiler, str(device))
+        target = target_of(device)
+        self._scribe = Worker(Compiler, str(device), target)
+        self._farm = Farm(processes, Compiler, str(device), target)
         self._farm.start("healthy", limit=COMPILE_SECONDS)
         self._described: dict[tuple[rules.Key, rules.Row], Described] = {}
         self._futures: dict[Signature, Future[Binary]] = {}
