@@ -105,6 +105,34 @@ def test_a_call_that_only_the_first_run_has_right(
     assert [row[8:12] for row in rows(text, "layer")[11:]] == [["515.7", "-", "4.07", "-"], ["816.5", "-", "3.22", "-"]]
 
 
+def test_whole_models_stand_beside_the_bare_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each way by the bare model's time that was taken beside it; a wrong result has none; again in a column."""
+    content = peer_runs.whole_models()
+    one = peer_runs.put(tmp_path / "one.json", content)
+    text = bench(capsys, "--peers", one, "--markdown")
+    table = rows(text, "batch × length")
+    assert table == [
+        ["batch × length", "bare", "csgmv", "no adapters", "torch.bmm", "PEFT"],
+        ["8 × 1024", "40.0", "44.0 (1.100×)", "42.0 (1.050×)", "50.0 (1.250×)", "300.0 (7.500×)"],
+        ["64 × 128", "-", "-", "42.0 (1.050×)", "50.0", "300.0"],
+    ]
+    assert peer_report.METHOD not in text
+    assert peer_report.METHOD_OF_WHOLE_MODELS in text
+    content["e2e"][0]["csgmv"] = 46.0
+    text = bench(capsys, "--peers", one, peer_runs.put(tmp_path / "two.json", content), "--markdown")
+    assert rows(text, "batch × length")[1][2:4] == ["44.0 (1.100×)", "46.0 (1.150×)"]
+
+
+def test_suites_may_come_in_files_of_their_own(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told as if they were one; the second run's as well."""
+    whole = bench(capsys, "--peers", one, "--markdown")
+    content = peer_runs.document()
+    parts = [peer_runs.put(tmp_path / f"{name}.json", {name: rows}) for name, rows in reversed(content.items())]
+    assert bench(capsys, "--peers", *parts, "--markdown").partition("NVIDIA")[0] == whole.partition("NVIDIA")[0]
+    twice = bench(capsys, "--peers", one, one, "--markdown").partition("NVIDIA")[0]
+    assert bench(capsys, "--peers", *parts, one, "--markdown").partition("NVIDIA")[0] == twice
+
+
 def test_the_note_says_where_when_and_how(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The day is that of the file, the GPU and versions are those given."""
     noon = datetime.datetime(2026, 11, 21, 12).timestamp()
@@ -160,7 +188,7 @@ def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.M
             ["--peers", "{one}", "--measured-on", "an H200"],
             "--measured-on: expected 'GPU torch VERSION triton VERSION'",
         ),
-        (["--peers", "{one}", "{two}", "{one}"], "--peers: expected one file or two, got 3"),
+        (["--peers", "{one}", "{two}", "{one}"], "--peers: expected a suite in one file or two, got prefill in 3"),
         (["--peers", "{one}", "{other}"], "other.json: expected the same suites and launches as in "),
         (["--peers", "{one}", "--into", "README.md"], "--into: expected together with --markdown"),
         (["--peers", "{one}", "--block", "mine"], "--block: expected together with --into"),

@@ -93,10 +93,10 @@ def test_host_is_shrink_expand_and_both(tmp_path: Path) -> None:
     assert [call.us["s523"] for call in calls] == [21.0, 24.0, 45.0, 45.0]
 
 
-def test_the_end_to_end_suite_is_passed_over(tmp_path: Path) -> None:
-    """It is about whole models. Suites may be missing, all but one."""
-    content = {"host": peer_runs.document()["host"], "e2e": [{"batch": 8, "anything": None}]}
-    assert list(run(tmp_path, content).suites) == ["host"]
+def test_suites_may_be_missing(tmp_path: Path) -> None:
+    """All but one, which need not be about kernels."""
+    assert list(run(tmp_path, {"host": peer_runs.document()["host"]}).suites) == ["host"]
+    assert list(run(tmp_path, peer_runs.whole_models()).suites) == ["e2e"]
 
 
 def drop(content: dict[str, Any], suite: str, index: int, name: str) -> None:
@@ -121,7 +121,7 @@ def drop(content: dict[str, Any], suite: str, index: int, name: str) -> None:
         (lambda c: c.update(decode=[]), "$.decode: expected an array of 1 or more"),
         (lambda c: c.update(decode={}), "$.decode: expected an array of 1 or more"),
         (lambda c: c.update(figures=[]), "$.figures: unknown field"),
-        (dict.clear, "$: expected one or more of prefill, mixed, decode, host, got none"),
+        (dict.clear, "$: expected one or more of prefill, mixed, decode, host, e2e, got none"),
     ],
 )
 def test_every_fault_is_told_with_its_place(bend: Any, said: str, tmp_path: Path) -> None:

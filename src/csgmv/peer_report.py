@@ -33,6 +33,10 @@ _CAPTIONS = {
         "Host: µs of CPU time of one call for 8 tokens of 8 adapters, the queue never full "
         "(`torch.empty` alone: {empty}); compare within a run only"
     ),
+    peers.WHOLE_MODELS: (
+        "End to end: transformers' Qwen3 of Qwen3-Embedding-0.6B's shape, random weights, bf16, 8 adapters of rank 64 "
+        "on all seven projections in one batch; ms, in brackets multiples of the bare model's time beside it"
+    ),
 }
 _LABELS = {
     "prefill": ("layer", "kernel"),
@@ -53,6 +57,17 @@ METHOD = (
     "csgmv.integrations.sglang, but add_lora in rows that say so, where the peers' times are still those of their two "
     "calls. best peer: the fastest of sglang's and vLLM's columns in that row."
 )
+METHOD_OF_WHOLE_MODELS = (
+    "End to end: median of 9 forward passes, each from an idle GPU to its last kernel, csgmv's in turn with the bare "
+    "model's; `MultiLoRA`, whose last hidden states were first compared with PEFT's. no adapters: a batch in which no "
+    "row has one. torch.bmm: forward hooks of two torch.bmm a projection. PEFT: its mixed batch (adapter_names)."
+)
+_WAYS = {  # columns, and the bare model's time that each is held against
+    "csgmv": ("csgmv", "base"),
+    "no adapters": ("csgmv_no_adapter", "base_beside_no_adapter"),
+    "torch.bmm": ("torch_bmm", "base"),
+    "PEFT": ("peft_mixed", "base"),
+}
 
 
 class Setting(NamedTuple):
@@ -146,6 +161,25 @@ def _table(suite: str, runs: Sequence[Run]) -> Table:
     return Table(_CAPTIONS[suite].format(chunks=chunks, empty=empty), header, rows, summary)
 
 
+def _whole_models(runs: Sequence[Run]) -> Table:
+    """The suite of whole models."""
+
+    def cell(row: peers.Row, way: str) -> str:
+        ms, bare = (row.get(name) for name in _WAYS[way])
+        return "-" if ms is None else f"{ms:.1f} ({ms / bare:.3f}×)" if bare else f"{ms:.1f}"
+
+    again = [run.suites[peers.WHOLE_MODELS] for run in runs[1:]]
+    rows = []
+    for index, row in enumerate(runs[0].suites[peers.WHOLE_MODELS]):
+        bare = row.get("base")
+        ours, *others = (cell(row, way) for way in _WAYS)
+        seconds = [cell(second[index], OURS) for second in again]
+        rows.append([f"{row['batch']} × {row['length']}", f"{bare:.1f}" if bare else "-", ours, *seconds, *others])
+    ours, *others = _WAYS
+    header = ["batch × length", "bare", ours, *("again" for _ in again), *others]
+    return Table(_CAPTIONS[peers.WHOLE_MODELS], header, rows, ())
+
+
 @dataclass(frozen=True)
 class Report:
     """One run of bench_peers.py, or two of the same suites, and all that one must know to make them again."""
@@ -157,12 +191,16 @@ class Report:
 
     def tables(self) -> list[Table]:
         """One for each suite that was run."""
-        return [_table(suite, self.runs) for suite in self.runs[0].suites]
+        suites = self.runs[0].suites
+        return [_whole_models(self.runs) if s == peers.WHOLE_MODELS else _table(s, self.runs) for s in suites]
 
     def note(self) -> str:
         """GPU, versions, date, method and command: what stands beneath the tables."""
+        suites = self.runs[0].suites
+        method = [METHOD] * (suites.keys() != {peers.WHOLE_MODELS})
+        method += [METHOD_OF_WHOLE_MODELS] * (peers.WHOLE_MODELS in suites)
         return (
-            f"{self.setting}, csgmv {csgmv.__version__}, {self.date}. {METHOD} Measured by "
+            f"{self.setting}, csgmv {csgmv.__version__}, {self.date}. {' '.join(method)} Measured by "
             f"`python bench_peers.py --json FILE`, told by `{self.command}`."
         )
 
@@ -186,7 +224,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `csgmv bench` that tell what bench_peers.py measured."""
     told = parser.add_argument_group("peers", "tell what bench_peers.py measured, in place of measuring")
     told.add_argument(
-        "--peers", type=Path, nargs="+", metavar="FILE", help="JSON of one run, or of two of the same suites"
+        "--peers",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="JSON of one run, or of two of the same suites; either may be in several files, a suite in each",
     )
     told.add_argument(
         "--measured-on",
@@ -221,15 +263,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a file is malformed, two are of different suites, or the options do not fit together.
     """
-    if len(args.peers) > 2:
-        raise ValueError(f"--peers: expected one file or two, got {len(args.peers)}")
     if args.json is not None:
         raise ValueError("--json: --peers takes JSON and writes none")
     if args.plot is not None and args.plot.suffix != ".svg":
         raise ValueError(f"--plot: expected a file named .svg, got {args.plot}")
-    runs = [peers.read(path) for path in args.peers]
-    if peers.launches(runs[0]) != peers.launches(runs[-1]):
-        raise ValueError(f"{args.peers[1]}: expected the same suites and launches as in {args.peers[0]}")
+    runs = peers.together(args.peers)
     # bench_peers.py notes no date: the file's is no earlier than that of the measurement.
     date = datetime.date.fromtimestamp(args.peers[0].stat().st_mtime).isoformat()
     report = Report(runs, setting(args.measured_on), date, args.command_line)

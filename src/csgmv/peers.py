@@ -60,12 +60,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of bench_peers.py: the rows of each suite that it ran."""
+    """One run of bench_peers.py: the rows of each suite that it ran. Those of WHOLE_MODELS are in milliseconds."""
 
     suites: Mapping[str, Sequence[Row]]
 
     def comparisons(self, suite: str) -> list[Comparison]:
-        """The rows of a suite; of prefill a layer's eight calls, each backend at its best single chunk size.
+        """The rows of a suite of kernels; of prefill a layer's eight calls, each backend at its best single chunk size.
 
         A backend that has not all eight times at any chunk size of prefill has none there. Of host shrink, expand, both
         added up, and both as csgmv's one call of add_lora, where the peers' time is that of both.
@@ -154,9 +154,14 @@ _SUITES: Mapping[str, tuple[Mapping[str, checks.Check], Mapping[str, checks.Chec
         _fields(_BACKENDS, ""),
     ),
     "host": ({}, {"torch.empty": _US}, _fields(_BACKENDS, "_s", "_e") | {"csgmv_pair": _US}),
+    "e2e": (
+        {"batch": _COUNT, "length": _COUNT},
+        _fields(["peft_mixed", "torch_bmm"], ""),
+        _fields(["base", "csgmv", "csgmv_no_adapter", "base_beside_no_adapter", "rel_err_vs_peft"], ""),
+    ),
 }
 SUITES = tuple(_SUITES)
-_UNTOLD = "e2e"  # whole models: not about kernels
+WHOLE_MODELS = "e2e"
 
 
 def _row_faults(suite: str) -> checks.Check:
@@ -188,7 +193,7 @@ def _suite_faults(suite: str) -> checks.Check:
 
 
 def read(path: Path) -> Run:
-    """One run, from the file that `bench_peers.py --json` wrote. Its end-to-end suite is passed over.
+    """One run, from the file that `bench_peers.py --json` wrote.
 
     Raises:
         ValueError: with every fault of the file, each with its place.
@@ -196,9 +201,8 @@ def read(path: Path) -> Run:
     """
     try:
         document = checks.parse(path.read_text(encoding="utf-8"))
-        known = {suite: _suite_faults(suite) for suite in SUITES} | {_UNTOLD: checks.anything}
-        faults = list(checks.record(known)(document, "$"))
-        if not faults and not document.keys() - {_UNTOLD}:
+        faults = list(checks.record({suite: _suite_faults(suite) for suite in SUITES})(document, "$"))
+        if not faults and not document:
             faults = [f"$: expected one or more of {', '.join(SUITES)}, got none"]
     except (ValueError, RecursionError) as error:
         faults = [f"expected what bench_peers.py --json writes ({error})"]
@@ -207,6 +211,23 @@ def read(path: Path) -> Run:
     return Run({suite: document[suite] for suite in SUITES if suite in document})
 
 
-def launches(run: Run) -> dict[str, list[tuple[Any, ...]]]:
-    """What a run measured, without the times: two runs can be told together where this is the same."""
-    return {s: [tuple(row[name] for name in _SUITES[s][0]) for row in rows] for s, rows in run.suites.items()}
+def together(paths: Sequence[Path]) -> list[Run]:
+    """One run or two, from files of which each may hold some of the suites: what comes again is of the second run.
+
+    Raises:
+        ValueError: a file is malformed, a suite comes a third time, or two runs are of different suites or launches.
+        OSError: a file cannot be read.
+    """
+    found: dict[str, list[tuple[Path, Sequence[Row]]]] = {}
+    for path in paths:
+        for suite, rows in read(path).suites.items():
+            found.setdefault(suite, []).append((path, rows))
+    most = max(map(len, found.values()))
+    for suite, given in found.items():
+        if len(given) > 2:
+            raise ValueError(f"--peers: expected a suite in one file or two, got {suite} in {len(given)}")
+        launches = [[tuple(row[name] for name in _SUITES[suite][0]) for row in rows] for _, rows in given]
+        if len(given) < most or launches[0] != launches[-1]:
+            raise ValueError(f"{paths[-1]}: expected the same suites and launches as in {paths[0]}")
+    suites = [suite for suite in SUITES if suite in found]
+    return [Run({suite: found[suite][number][1] for suite in suites}) for number in range(most)]
