@@ -84,6 +84,7 @@ class Gpu:
             RuntimeError: torch finds no GPU.
         """
         device = self._device()
+        prepare()
         where = dispatch.target(device)
         sm_count = torch.cuda.get_device_properties(device).multi_processor_count
         return Site(where.gpu, where.triton, Device(where.limits, sm_count), current_run(device, seed))
@@ -92,7 +93,6 @@ class Gpu:
     def opened(self, seed: int, processes: int) -> Iterator[tuple[Bench, Compiling]]:
         """See Rig."""
         device = self._device()
-        prepare()
         worker = Worker(open_lab, str(device), seed)
         worker.start()
         farm = CompileFarm(device, processes)

@@ -1,8 +1,7 @@
 """A GPU that Triton compiles for in a process that never touches it: no context there, nothing loaded.
 
-Sixteen processes that each have a context take their time to get one, and disturb what is being measured: where one
-loads a kernel, the GPU leaves the one that is timed for it (an H100: of 275 races in a run, some had a fifth of the
-median as noise, for no other reason that was found).
+Sixteen processes that each want a context take their time to get it, and a GPU on which one of them loads a kernel has
+to leave what is being timed there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
-_START_SECONDS = 180.0  # importing torch is slow on a cold disk, and so is waking a GPU in sixteen processes at once
+_START_SECONDS = 180.0  # importing torch is slow on a cold disk
 # Imported once, by the server that processes are forked from: torch alone takes 5 s of a core. Nothing of csgmv: until
 # Python 3.13 the server does not know the caller's sys.path, and might find another copy.
 _PRELOADED = ["torch", "triton"]
