@@ -1,8 +1,8 @@
 """Raw results → the table in the wheel: collect → choose → render, one module a stage.
 
-The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` judges what
-was chosen; the table tells what that costs, too; `limits` says how much that may be; `diff`
-compares it with what a git revision has (`history`).
+The first two stand in `csgmv.baking`, since results can be laid over the table at run time too. `regret` estimates what
+a key loses without its own row, which the table records as LOSSES; `limits` bounds it; `diff` compares with a git
+revision, whose results `history` unpacks.
 
 Standard library and Jinja2 only. `python -m codegen` for people, `hatch_build.py` for builds.
 """

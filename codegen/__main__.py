@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codegen import CONFIGS, TABLE, Faulty, diff, generate, history, limits, regret, write
-from codegen.source import choose, figures, files, kernel_hash, rules
+from codegen.source import choose, kernel_hash, readme_block, rules
 
 
 def _name(target: choose.Target, key: rules.Key) -> str:
@@ -46,8 +46,7 @@ def _judge(found: Sequence[regret.Regret], into: Path | None) -> None:
         for line in regret.report(found):
             print(line)
     else:
-        text = into.read_text(encoding="utf-8")
-        files.replace(into, figures.between_markers(text, regret.markdown(found), regret.MARKER))
+        readme_block.put(into, regret.markdown(found), regret.MARKER)
 
 
 def _difference(text: str, out: Path) -> str | None:
@@ -96,7 +95,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="with --regret: put it into FILE as a table in Markdown, between "
-        f"{' and '.join(figures.markers(regret.MARKER))}",
+        f"{' and '.join(readme_block.markers(regret.MARKER))}",
     )
     parser.add_argument(
         "--diff", metavar="REV", help="write nothing; tell what the results have changed since this git revision"

@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import columns, fallback, figures, files, kernel_hash, records, rules, shares
+    from csgmv import columns, fallback, files, kernel_hash, readme_block, records, rules, shares
     from csgmv.baking import choose, collect, left_out
 else:
     _package = types.ModuleType("_csgmv_source")
     _package.__path__ = [str(ROOT / "src" / "csgmv")]
     sys.modules[_package.__name__] = _package
-    columns, fallback, figures, files, kernel_hash, records, rules, shares = (
-        importlib.import_module(f"_csgmv_source.{name}")
-        for name in ("columns", "fallback", "figures", "files", "kernel_hash", "records", "rules", "shares")
-    )
-    choose, collect, left_out = (
-        importlib.import_module(f"_csgmv_source.baking.{name}") for name in ("choose", "collect", "left_out")
-    )
+    for _name in (
+        "columns",
+        "fallback",
+        "files",
+        "kernel_hash",
+        "readme_block",
+        "records",
+        "rules",
+        "shares",
+        "baking.choose",
+        "baking.collect",
+        "baking.left_out",
+    ):
+        globals()[_name.rpartition(".")[2]] = importlib.import_module(f"{_package.__name__}.{_name}")
 
 __all__ = [
     "ROOT",
@@ -35,10 +42,10 @@ __all__ = [
     "collect",
     "columns",
     "fallback",
-    "figures",
     "files",
     "kernel_hash",
     "left_out",
+    "readme_block",
     "records",
     "rules",
     "shares",

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from csgmv import bench, cli, figures, launch, models, workload
+from csgmv import bench, cli, figures, launch, models, readme_block, workload
 
 CPU = torch.device("cpu")
 
@@ -190,7 +190,7 @@ def test_layers_of_a_model_folder(tmp_path):
 def test_a_run_on_a_gpu(tmp_path):
     """Right results, times no shorter than nine tenths of the floor, the figures in the file and in the README."""
     readme, numbers = tmp_path / "README.md", tmp_path / "figures.json"
-    readme.write_text("\n".join(figures.markers("bench")))
+    readme.write_text("\n".join(readme_block.markers("bench")))
     batch = ["--tokens", "4096", "--adapters", "4", "--rank", "16+64", "--chunk-sizes", "32", "--ops", "add_lora"]
     output = ["--markdown", "--into", str(readme), "--json", str(numbers)]
     assert cli.main(["bench", *batch, *output]) == 0

@@ -10,7 +10,7 @@ import pytest
 from codegen import CONFIGS
 from codegen.__main__ import main
 from codegen.regret import HEADER, MARKER, Regret, losses, markdown, regrets, report
-from codegen.source import ROOT, choose, collect, figures, left_out, records
+from codegen.source import ROOT, choose, collect, left_out, readme_block, records
 from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
@@ -186,7 +186,7 @@ def test_the_table_tells_what_each_step_costs(tmp_path: Path) -> None:
 def test_the_report_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Between its markers, as Markdown, and nowhere else; no table is written."""
     put(tmp_path, "configs/a.json", LAYERS[0])
-    begin, end = figures.markers(MARKER)
+    begin, end = readme_block.markers(MARKER)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     argv = ["--configs", str(tmp_path / "configs"), "--out", str(tmp_path / "table.py"), "--regret"]
@@ -205,4 +205,4 @@ def test_the_readme_has_the_report_of_these_results() -> None:
     """`python -m codegen --regret --into README.md` puts it there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = regrets(choose.choose(collect.collect(CONFIGS).found))
-    assert figures.between_markers(text, markdown(found), MARKER) == text
+    assert readme_block.between_markers(text, markdown(found), MARKER) == text

@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 
-from csgmv import cli, cover, coverage, dispatch, fallback, figures, known_models, models, rules
+from csgmv import cli, cover, coverage, dispatch, fallback, known_models, models, readme_block, rules
 from csgmv.tuning.plan import Plan
 from laid import tables
 
@@ -216,7 +216,7 @@ def test_the_gpu_that_is_here_is_meant() -> None:
 def test_the_readme_s_table_is_put_between_its_markers(capsys, tmp_path) -> None:
     """A row for each known model and rank, and the command that wrote it; whatever is covered, that is success."""
     readme = tmp_path / "README.md"
-    readme.write_text("\nold\n".join(figures.markers(coverage.MARKER)))
+    readme.write_text("\nold\n".join(readme_block.markers(coverage.MARKER)))
     argv = ["coverage", "--markdown", "--chunk-sizes", "16", "--ops", "shrink", "--into", str(readme), *HERE]
     with tables(known(dict.fromkeys(KEYS, ROW))):
         assert cli.main(argv) == 0

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from csgmv import figures
+from csgmv import figures, readme_block
 
-BEGIN, END = figures.markers("bench")
+BEGIN, END = readme_block.markers("bench")
 CASE = figures.Case(("o", "down"), "expand", 2048, (1024,), (64,), 30720, 1, "even", 16, "bfloat16")
 RIGHT = figures.Figure(CASE, "exact", {"block_m": 64}, {"block_m": 128}, 1e-3, 2e-3, 120.0, 48.0, 30.0)
 WRONG = replace(RIGHT, tuned_error=0.5, tuned_us=None)
@@ -92,12 +92,12 @@ def test_json_has_every_number_by_name():
 
 def test_what_stands_between_the_markers_is_replaced_and_nothing_else():
     """Also when it is done again."""
-    other = "\n\n".join(figures.markers("peers"))
+    other = "\n\n".join(readme_block.markers("peers"))
     text = f"# Title\n\n{BEGIN}\n\nold\n\n{END}\n\n{other}\n"
-    once = figures.between_markers(text, "new", "bench")
+    once = readme_block.between_markers(text, "new", "bench")
     assert once == text.replace("old", "new")
-    assert figures.between_markers(once, "new", "bench") == once
-    assert figures.between_markers(once, "beside", "peers") == once.replace(
+    assert readme_block.between_markers(once, "new", "bench") == once
+    assert readme_block.between_markers(once, "beside", "peers") == once.replace(
         other, other.replace("\n\n", "\n\nbeside\n\n")
     )
 
@@ -115,4 +115,4 @@ def test_what_stands_between_the_markers_is_replaced_and_nothing_else():
 def test_missing_or_repeated_markers_are_an_error(text):
     """Rather than a table in the wrong place."""
     with pytest.raises(ValueError, match="--into: expected one <!-- bench:begin -->"):
-        figures.between_markers(text, "new", "bench")
+        readme_block.between_markers(text, "new", "bench")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import peer_runs
-from csgmv import cli, figures, peer_report
+from csgmv import cli, peer_report, readme_block
 
 LINE = "NVIDIA H200 torch 2.11.0+cu130 triton 3.6.0"
 
@@ -147,8 +147,8 @@ def test_the_note_says_where_when_and_how(one: Path, capsys: pytest.CaptureFixtu
 def test_into_replaces_the_peers_block_only(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures of `csgmv bench` in the same file stay."""
     readme = tmp_path / "README.md"
-    own = "\nown\n".join(figures.markers("bench"))
-    readme.write_text(f"{own}\n" + "\nold\n".join(figures.markers("peers")))
+    own = "\nown\n".join(readme_block.markers("bench"))
+    readme.write_text(f"{own}\n" + "\nold\n".join(readme_block.markers("peers")))
     assert bench(capsys, "--peers", one, "--markdown", "--into", readme) == ""
     text = readme.read_text()
     assert text.startswith(own)
@@ -161,8 +161,8 @@ def test_another_gpus_figures_have_a_block_of_their_own(
 ) -> None:
     """Named by --block; the usual one stays."""
     readme = tmp_path / "README.md"
-    usual = "\nold\n".join(figures.markers("peers"))
-    readme.write_text(f"{usual}\n" + "\nold\n".join(figures.markers("peers-l4")))
+    usual = "\nold\n".join(readme_block.markers("peers"))
+    readme.write_text(f"{usual}\n" + "\nold\n".join(readme_block.markers("peers-l4")))
     assert bench(capsys, "--peers", one, "--markdown", "--into", readme, "--block", "peers-l4") == ""
     text = readme.read_text()
     assert text.startswith(usual)

@@ -10,7 +10,7 @@ import shlex
 import pytest
 import torch
 
-from csgmv import bench, cli, coverage, figures, peer_report
+from csgmv import bench, cli, coverage, peer_report, readme_block
 from csgmv.e2e import options as e2e_options
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -53,7 +53,7 @@ def test_commands_parse(line):
 def test_commands_find_their_blocks():
     """`--into README.md` has a place to write to, for each kind of figures."""
     for name in (bench.MARKER, peer_report.MARKER, coverage.MARKER, e2e_options.MARKER):
-        assert "| new |" in figures.between_markers(TEXT, "| new |", name)
+        assert "| new |" in readme_block.between_markers(TEXT, "| new |", name)
 
 
 def test_every_module_is_on_the_map():

@@ -1,7 +1,7 @@
 """Rank and scaling of each adapter slot, and the reading of a caller's lists and tensors.
 
-Numbers on the host become arrays. A batch has a few hundred, and whoever prepares it has just done something else: what
-counts is how few different operations there are, and of the libraries' Python's own are the quickest to be called.
+Numbers on the host become arrays. A batch has a few hundred, and whoever prepares it has just done something else, so
+that the cost is the number of calls, not of elements: builtins are quicker to call than NumPy, and NumPy than torch.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def staged(
 ) -> torch.Tensor:
     """What is to be copied to the beginning of a buffer on the device: zeros stand wherever nothing is known.
 
-    It is fresh memory. Where it is pinned, PyTorch's allocator notes the stream of each copy, and hands a block out
-    again only when that stream has come past it: it is the ring of buffers and events that refilling needs.
+    It is fresh memory each time: a copy from pageable memory has been read when it returns, and of pinned memory
+    PyTorch's allocator hands a block out again only after the copies that read it. So a ring of buffers is not needed.
 
     Args:
         adapters: those that are on the host are in it.
@@ -76,7 +76,7 @@ def staged(
     count = indptr if grouping is None else permutation + len(grouping.permutation)
     content = np.zeros(count, np.int32)
     if not isinstance(adapters.ranks, torch.Tensor):
-        content[ranks : len(adapters.ranks)] = adapters.ranks
+        content[ranks : ranks + len(adapters.ranks)] = adapters.ranks
     if not isinstance(adapters.scalings, torch.Tensor):
         content.view(np.float32)[scalings : scalings + len(adapters.scalings)] = adapters.scalings
     if grouping is not None:

@@ -24,7 +24,6 @@ from csgmv import (
     columns,
     config,
     dispatch,
-    figures,
     files,
     host,
     launch,
@@ -32,6 +31,7 @@ from csgmv import (
     models,
     no_gpu,
     peer_report,
+    readme_block,
     rules,
     workload,
 )
@@ -210,10 +210,6 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
     )
 
 
-def _inserted(args: argparse.Namespace, markdown: str) -> str:
-    return figures.between_markers(args.into.read_text(encoding="utf-8"), markdown, args.block or MARKER)
-
-
 def _run_host(args: argparse.Namespace, device: torch.device) -> int:
     layer = layers(args)[0]
     dimension = rules.dimensions("add_lora", layer.input_dim, layer.slice_widths, len(layer.slice_widths), host.RANK)
@@ -247,12 +243,12 @@ def run(args: argparse.Namespace) -> int:
     if args.host:
         return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:
-        _inserted(args, "")  # rather now than after minutes of measuring
+        readme_block.check(args.into, args.block or MARKER)
     measured = report(args, torch.device("cuda", torch.cuda.current_device()))
     if args.json is not None:
         files.replace(args.json, measured.json())
     if args.into is not None:
-        files.replace(args.into, _inserted(args, measured.markdown()))
+        readme_block.put(args.into, measured.markdown(), args.block or MARKER)
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if all(each.right for each in measured.figures) else 1

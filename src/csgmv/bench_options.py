@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from csgmv import figures, host, layer_options, models, peer_report, rules, workload
+from csgmv import host, layer_options, models, peer_report, readme_block, rules, workload
 from csgmv.e2e import options as end_to_end
 from csgmv.option_types import whole
 
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar="FILE",
         help="with --markdown: put it into FILE between its bench (--peers: peers, --e2e: e2e) markers, such as "
-        f"{' and '.join(figures.markers(MARKER))}",
+        f"{' and '.join(readme_block.markers(MARKER))}",
     )
     output.add_argument(
         "--block", metavar="NAME", help="with --into: between the markers of this name, for figures of another GPU"

@@ -36,6 +36,7 @@ class Cover:
     Attributes:
         layers: that launch it.
         key: what it is looked up under.
+        served: what launches get for it.
         kind: the step of the fallback by itself (`fallback.kind`).
         whence: what of the GPU, Triton version, dimensions, … that serve is not the key's own; empty for the exact key.
         loss: of this kind; None where it was not measured.

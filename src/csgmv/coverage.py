@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 import triton
 
-from csgmv import columns, dispatch, figures, files, known_models, launch, layer_options, rules
+from csgmv import columns, dispatch, known_models, launch, layer_options, readme_block, rules
 from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers
 from csgmv.option_types import number, version, whole
 from csgmv.shares import percent
@@ -224,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--into",
         type=pathlib.Path,
         metavar="FILE",
-        help=f"with --markdown: put it into FILE between {' and '.join(figures.markers(MARKER))}",
+        help=f"with --markdown: put it into FILE between {' and '.join(readme_block.markers(MARKER))}",
     )
 
 
@@ -257,8 +257,7 @@ def run(args: argparse.Namespace) -> int:
         if args.into is None:
             print(told)
         else:
-            before = args.into.read_text(encoding="utf-8")
-            files.replace(args.into, figures.between_markers(before, told, MARKER))
+            readme_block.put(args.into, told, MARKER)
         return 0
     if args.json:
         print(_json(found, where))

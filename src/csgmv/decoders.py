@@ -41,10 +41,10 @@ GATED_DENSE = frozenset(
         "smollm3",
     ]
 )
+# Types of GATED_DENSE in which a group of projections is one module, with one A.
+MERGED = {"phi3": ("qkv", "gate_up"), "glm": ("gate_up",), "glm4": ("gate_up",)}
 # What a size may be: a config that is not to be trusted must not make a search of its layers endless.
 _LARGEST, _MOST_LAYERS = 2**31 - 1, 10_000
-# Those of them in which groups of projections are one module, with one A.
-MERGED = {"phi3": ("qkv", "gate_up"), "glm": ("gate_up",), "glm4": ("gate_up",)}
 
 
 class Mixture(NamedTuple):

@@ -49,7 +49,7 @@ def by_layer(rows: Mapping[Key, Row | None]) -> dict[Layer, dict[Batch, Row | No
     """Rows as tables hold them, in the order that they come in."""
     layers: dict[Layer, dict[Batch, Row | None]] = {}
     for key, row in rows.items():
-        layers.setdefault(key[:6], {})[key[6:]] = row
+        layers.setdefault(key.layer, {})[key.batch] = row
     return layers
 
 
@@ -140,7 +140,7 @@ def most_rows(key: Key) -> int:
 
 def batch_distance(key: Key, other: Key) -> float:
     """How far apart two keys' batches are."""
-    return _batches_apart(key[6:], other[6:])
+    return _batches_apart(key.batch, other.batch)
 
 
 @functools.lru_cache(maxsize=16384)  # few batches are had by many keys: of `codegen --regret` it saves 0.3 s
@@ -163,12 +163,13 @@ def _sizes(key: Key) -> dict[str, int]:
 @functools.lru_cache(maxsize=65536)  # few layers have many keys
 def layer_distance(layer: Layer, other: Layer) -> float:
     """How far apart two layers of one operation are in dimensions and rank; infinite beyond REACH."""
-    sizes, others = (_sizes(Key(*fields, chunk_size=1, segment_bucket=1)) for fields in (layer, other))
+    key, another = (Key(*fields, chunk_size=1, segment_bucket=1) for fields in (layer, other))
+    sizes, others = _sizes(key), _sizes(another)
     apart = {name: abs(refit.octaves(size, others[name])) for name, size in sizes.items()}
     if max(apart.values()) > REACH:
         return math.inf
-    num_slices, others_num_slices = layer[4], other[4]
-    return sum(_WEIGHTS[name] * by for name, by in apart.items()) + _OTHER_SLICES * (num_slices != others_num_slices)
+    by_slices = _OTHER_SLICES * (key.num_slices != another.num_slices)
+    return sum(_WEIGHTS[name] * by for name, by in apart.items()) + by_slices
 
 
 def _lends_to(dtype: str) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ def _lends_to(dtype: str) -> tuple[str, ...]:
 
 def _step(key: Key, other: Key) -> str:
     """What is different about the key that served."""
-    if other[:5] != key._replace(max_rank=other.max_rank)[:5]:
+    if other.layer != key._replace(max_rank=other.max_rank, dtype=other.dtype).layer:
         sizes = other.op, other.input_dim, other.slice_widths, other.num_slices, other.max_rank
         return f"nearest dimensions ({rules.dimensions(*sizes)})"
     if other.max_rank != key.max_rank:
@@ -192,8 +193,9 @@ def _step(key: Key, other: Key) -> str:
 
 def layers_near(layer: Layer, present: Rows) -> list[Near]:
     """The layers whose rows may serve a layer's keys, the nearest first."""
-    dtypes = _lends_to(layer[5])
-    layers = (other for other in present if other[0] == layer[0] and other[5] in dtypes)
+    op, *_, dtype = layer
+    dtypes = _lends_to(dtype)
+    layers = (other for other in present if other[0] == op and other[-1] in dtypes)
     return [near for near in sorted((layer_distance(layer, other), other) for other in layers) if near[0] < math.inf]
 
 
@@ -208,7 +210,7 @@ def lenders(key: Key, present: Rows, near: Sequence[Near] | None = None) -> Iter
         near: `layers_near`, if it is known.
     """
     waiting: list[tuple[float, bool, Key]] = []
-    for apart, layer in layers_near(key[:6], present) if near is None else near:
+    for apart, layer in layers_near(key.layer, present) if near is None else near:
         while waiting and waiting[0][0] < apart:  # no key of this layer or a later one is as near
             yield heapq.heappop(waiting)[2]
         for batch in present[layer]:
@@ -220,7 +222,7 @@ def lenders(key: Key, present: Rows, near: Sequence[Near] | None = None) -> Iter
 
 def _knows(key: Key, present: Rows, within: float = NEAR) -> bool:
     """Whether there are rows of a key's very layer, for batches like its own."""
-    layers = ((*key[:5], dtype) for dtype in _lends_to(key.dtype))
+    layers = (key._replace(dtype=dtype).layer for dtype in _lends_to(key.dtype))
     near = (batch_distance(key, Key(*layer, *batch)) for layer in layers for batch in present.get(layer, ()))
     return any(distance <= within for distance in near)
 
@@ -244,14 +246,14 @@ def offers(key: Key, where: Target, tables: Tables, near: LayersNear | None = No
     Whoever asks for many keys of the same tables may keep what is near: `near`.
     """
     own = tables.rows.get((where.gpu, where.triton), {})
-    if key[6:] in own.get(key[:6], ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
+    if key.batch in own.get(key.layer, ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
         yield served
     asked = set[tuple[str, str]]()
     for gpu, version in _places(key, where, tables):
         if (gpu, version) in asked:
             continue
         asked.add((gpu, version))
-        layers = near and near((gpu, version), key[:6])
+        layers = near and near((gpu, version), key.layer)
         for source in lenders(key, tables.rows[gpu, version], layers):
             if served := _served(key, where, tables, source, gpu, version):
                 yield served
@@ -283,7 +285,7 @@ def _served(key: Key, where: Target, tables: Tables, source: Key, gpu: str, vers
 
     That the default was best is an answer for the very key, in either 16-bit dtype, and says little of others.
     """
-    row = tables.rows[gpu, version][source[:6]][source[6:]]
+    row = tables.rows[gpu, version][source.layer][source.batch]
     lent = row and refit.adapted(row, source, key, where.limits)
     if lent is None and (row is not None or source._replace(dtype=key.dtype) != key):
         return None

@@ -1,6 +1,6 @@
 """What `csgmv bench` measured, and how it is told: a table for people, Markdown for the README, JSON for programs.
 
-Standard library only: what stands between a file's markers is the codegen's to replace too.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -177,21 +177,3 @@ class Report:
     def json(self) -> str:
         """Everything, by name."""
         return json.dumps(asdict(self), indent=1) + "\n"
-
-
-def markers(name: str) -> tuple[str, str]:
-    """The lines of a file between which figures of one kind ("bench", "peers", "coverage", "regret") are put."""
-    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-
-
-def between_markers(text: str, inserted: str, name: str) -> str:
-    """The text with what stands between the two marker lines of this name replaced.
-
-    Raises:
-        ValueError: the markers are missing, repeated or in the wrong order.
-    """
-    begin, end = markers(name)
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"--into: expected one {begin} and after it one {end} in the file")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{inserted}\n\n{end}{rest.split(end)[1]}"

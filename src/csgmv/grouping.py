@@ -50,7 +50,7 @@ class Runs(NamedTuple):
 
 
 class HostGrouping(NamedTuple):
-    """The same on the host, but that seg_indptr lacks its last number, which is that of all rows."""
+    """A `Grouping` on the host; seg_starts is seg_indptr without its last number, which is that of all rows."""
 
     seg_starts: Numbers
     weight_indices: Numbers

@@ -1,8 +1,8 @@
-"""A layer's whole adapter output as one call: shrink, then expand, with h never leaving its natural order.
+"""A layer's whole adapter output as one call: shrink writes h by position, and expand reads it by position.
 
-Between the two kernels h is staged by position, not by row, so that expand reads it contiguously. With split-K, what is
-staged are the float32 partials: expand sums them as it loads them, which saves a launch. Rows of the stage that belong
-to no segment, and columns past an adapter's rank, stay uninitialised and are never read.
+So h is never scattered to its rows between the two kernels. With split-K, what is staged are the float32 partials:
+expand sums them as it loads them, which saves a launch. Rows of the stage that belong to no segment, and columns past
+an adapter's rank, stay uninitialised and are never read.
 """
 
 from __future__ import annotations

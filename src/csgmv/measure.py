@@ -2,7 +2,8 @@
 
 A server runs a layer's kernels long after it last touched that layer's weights, so nothing that a launch reads may
 still be in L2. A ColdGraph holds a number of launches, each on tensors of its own, and the L2 is flushed by reading
-other memory before each replay. The flush also keeps the GPU busy until the host has queued the replay.
+other memory before each replay. A short sleep before the flush and the flush itself keep the GPU busy until the host
+has queued the replay, so that no launch waits for the host.
 """
 
 from __future__ import annotations

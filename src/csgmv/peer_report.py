@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import csgmv
-from csgmv import columns, figures, files, peer_plot, peers
+from csgmv import columns, files, peer_plot, peers, readme_block
 from csgmv.peers import NAMES, OURS, PEERS, Comparison, Run
 
 MARKER = "peers"
@@ -272,8 +272,7 @@ def run(args: argparse.Namespace) -> int:
     date = datetime.date.fromtimestamp(args.peers[0].stat().st_mtime).isoformat()
     report = Report(runs, setting(args.measured_on), date, args.command_line)
     if args.into is not None:
-        text = args.into.read_text(encoding="utf-8")
-        files.replace(args.into, figures.between_markers(text, report.markdown(), args.block or MARKER))
+        readme_block.put(args.into, report.markdown(), args.block or MARKER)
     else:
         print(report.markdown() if args.markdown else report.text(columns.terminal_width()))
     if args.plot is not None:

@@ -62,8 +62,11 @@ WHOLE_RANK = 128  # a row tile of h with twice as many does not fit in registers
 
 
 def _expand_forms(row: dict[str, Any], source: Key, key: Key, splits: int) -> Iterator[dict[str, Any]]:
-    """Programs that compute several tiles stay about as many if they are not more than enough, as do those that sum h's
-    partials, each all of them; the whole rank at once stays that if it fits.
+    """What may become of an expand row, the best guess first.
+
+    A row with several tiles a program keeps about as many programs, as does one that sums split-K partials, of which
+    each program sums all; others get no more than are enough. A row that took the whole rank in one step still does,
+    if that fits.
     """
     widest, column_tiles = max(key.slice_widths), row["column_tiles"]
     block_n = min(row["block_n"], max(16, rules.power_of_two(widest)))

@@ -54,8 +54,18 @@ class Key(NamedTuple):
     chunk_size: int
     segment_bucket: int
 
+    @property
+    def layer(self) -> tuple[str, int, tuple[int, ...], int, int, str]:
+        """What it says of the layer."""
+        return self.op, self.input_dim, self.slice_widths, self.max_rank, self.num_slices, self.dtype
 
-LAYER_FIELDS = 6  # what a key says of the layer; the rest, chunk_size and segment_bucket, is of the batch
+    @property
+    def batch(self) -> tuple[int, int]:
+        """What it says of the batch: chunk_size and segment_bucket."""
+        return self.chunk_size, self.segment_bucket
+
+
+LAYER_FIELDS = 6  # of a key; the rest is of the batch
 
 
 def expand_part(key: Key) -> Key:

@@ -302,7 +302,7 @@ class Segments:
         least_tokens: int = 0,
         largest_rank: int = 0,
     ) -> Segments:
-        """Segments, once more or for the first time, from what they are parts of."""
+        """Segments whose tensors are parts of this buffer."""
         parts = batch_buffer.parts(buffer, num_loras, num_segments)
         return cls(*parts, chunk_size, num_segments, num_tokens, least_tokens, largest_rank, _buffer=buffer)
 

@@ -117,7 +117,7 @@ def _counts(everything: Iterable[Entry]) -> list[list[str]]:
     return [
         [
             *group,
-            str(len({entry.key[:6] for entry in found})),
+            str(len({entry.key.layer for entry in found})),
             str(len(found)),
             str(sum(entry.config is not None for entry in found)),
         ]

@@ -60,8 +60,8 @@ def first(sliced: Any) -> Any:
 
 
 def four(found: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a kernel takes for so many tensors: one and no others, or one for each slice and the first again for those
-    that there are not, which is never looked at.
+    """A kernel's four arguments: one and three times None; or one for each slice, and then the first again, which no
+    program reads.
     """
     if len(found) == 1:
         return found + _NO_OTHERS

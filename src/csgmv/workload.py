@@ -1,7 +1,7 @@
 """A layer's tensors for one batch, and each operation on them: run, checked against the reference, its bytes counted.
 
-Bench and demo measure these. Weights beyond an adapter's rank, and what h holds there, are NaN: a kernel that
-touches them shows at once.
+Bench, demo, the tuner and `bench --host` measure these. Weights beyond an adapter's rank, and what h holds there, are
+NaN: a kernel that touches them shows at once.
 """
 
 from __future__ import annotations
@@ -69,9 +69,13 @@ def moved_bytes(
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """One layer, one batch. `ids` has an adapter or None (no adapter) per token.
+    """One layer, one batch.
 
     Attributes:
+        ids: [num_tokens], an adapter or None.
+        ranks: [num_adapters].
+        slice_widths: columns of base_output of each slice.
+        segments: the same batch, gathered.
         x: [num_tokens, input_dim].
         lora_a: [num_adapters, num_slices · max_rank, input_dim], packed.
         lora_b: [num_adapters, output_dim, max_rank].

@@ -12,7 +12,7 @@ import torch
 
 from crossed import WHERE as H200
 from crossed import RowBench
-from csgmv import fallback, figures, records, rules
+from csgmv import fallback, readme_block, records, rules
 from csgmv.baking.collect import collect
 from csgmv.cli import main
 from csgmv.tuning.spot_check import MARKER, acceptable, measure, verdicts
@@ -120,7 +120,7 @@ def test_it_is_told_as_text_json_and_markdown(
     slower = sum(one["slower_than_default"] for one in told["judged"])
     assert main([*tell, "--median", "1000", "--percentile-95", "1000"]) == (1 if slower else 0)
     capsys.readouterr()
-    begin, end = figures.markers(MARKER)
+    begin, end = readme_block.markers(MARKER)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert main([*tell, "--markdown", "--into", str(readme)]) == 1
@@ -171,7 +171,7 @@ def test_the_readme_is_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixt
     """They are in the tree, and within the marks."""
     root = Path(__file__).parents[2]
     written = tmp_path / "README.md"
-    written.write_text("\n".join(figures.markers(MARKER)))
+    written.write_text("\n".join(readme_block.markers(MARKER)))
     asked = ("--tell", "--keys", "150", "--out", str(root / "tests" / "spot-check"))
     assert main(["spot-check", *asked, "--gpu", "H100", "--triton", "3.6.0", "--markdown", "--into", str(written)]) == 0
     capsys.readouterr()

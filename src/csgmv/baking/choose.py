@@ -1,4 +1,4 @@
-"""Validated results → all tables: a row per key, of two measurements of it from the better; chunk sizes; defaults."""
+"""Validated results → all tables: a row per key, chunk sizes, defaults. Of a key's measurements the best one counts."""
 
 from __future__ import annotations
 

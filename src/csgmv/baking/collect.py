@@ -40,7 +40,7 @@ class Found(NamedTuple):
 class Collected(NamedTuple):
     """All results found, and a digest that changes with their content alone: not with layout, place or time.
 
-    `documents` has each file as it was parsed, for who wants more of it than decides.
+    `documents` has each file as it was parsed, for reports, which show more than the results that decide.
     """
 
     found: list[Found]

@@ -40,9 +40,8 @@ def _dimensions(result: records.Result) -> Hashable:
     return result.key._replace(max_rank=0, dtype="", chunk_size=0, segment_bucket=0)
 
 
-# With a key everything goes that has this in common with it. So dimensions go with all their ranks and batches, on
-# every GPU, or on one GPU alone; a rank with all dimensions that have it. An architecture's defaults are made without
-# what is left out.
+# A result → the group that is left out with it. So dimensions go with all their ranks and batches, on every GPU, or on
+# one GPU alone; a rank with all dimensions that have it. An architecture's defaults are made without what is left out.
 WAYS: Mapping[str, Callable[[records.Result], Hashable]] = {
     "key": _place,
     "batch": lambda result: (result.key.op, result.key.chunk_size, result.key.segment_bucket),
@@ -78,7 +77,7 @@ def _rest(rows: fallback.Rows, where: Target, out: Set[_Place]) -> fallback.Rows
     """A table's rows without those of some places; layers that lose none are shared."""
     rest = dict(rows)
     for gpu, triton, key in out:
-        layer, batch = key[:6], key[6:]
+        layer, batch = key.layer, key.batch
         if (gpu, triton) == where and layer in rest:
             rest[layer] = {other: row for other, row in rest[layer].items() if other != batch}
     return rest

@@ -15,7 +15,7 @@ import torch
 import triton
 
 import csgmv
-from csgmv import chunk_sizes, columns, figures, files, launch, workload
+from csgmv import chunk_sizes, columns, files, launch, readme_block, workload
 from csgmv.e2e import options, random_adapters, random_model, reference, steps, stopwatch, ways
 from csgmv.e2e.random_adapters import Adapter
 from csgmv.e2e.results import SMALL_CHUNK, Batch, Report, Subject, Timed
@@ -176,17 +176,13 @@ def run(args: argparse.Namespace) -> int:
             "`python -m csgmv.examples.transformers` serves a model's adapters without one"
         )
     if args.into is not None:
-        _inserted(args, "")  # rather now than after minutes of measuring
+        readme_block.check(args.into, args.block or options.MARKER)
     device = torch.device("cuda", torch.cuda.current_device())
     measured = report(args, device, copy_bandwidth(device), Stopwatch(device))
     if args.json is not None:
         files.replace(args.json, measured.json())
     if args.into is not None:
-        files.replace(args.into, _inserted(args, measured.markdown()))
+        readme_block.put(args.into, measured.markdown(), args.block or options.MARKER)
     else:
         print(measured.markdown() if args.markdown else measured.text(columns.terminal_width()))
     return 0 if measured.right else 1
-
-
-def _inserted(args: argparse.Namespace, markdown: str) -> str:
-    return figures.between_markers(args.into.read_text(encoding="utf-8"), markdown, args.block or options.MARKER)

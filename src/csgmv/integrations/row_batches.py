@@ -44,7 +44,7 @@ class RowBatch:
     Attributes:
         ids: slot of each row, -1 for none.
         mask: bit i says that slot i is used.
-        graph: what of it a compiled graph depends on: nothing.
+        graph: what compiled graphs tell batches apart by; empty, since none depends on an ordinary batch.
     """
 
     graph = ""
@@ -91,7 +91,7 @@ class RowBatch:
     def _grouped(self, lead: torch.Size) -> Segments:
         ranks = self._slots.largest_ranks()
         return Segments.from_sequences(
-            _tokens(lead, len(self.ids)),
+            _tokens("batch", lead, len(self.ids)),
             self.ids,
             ranks,
             [1.0] * len(ranks),
@@ -100,12 +100,13 @@ class RowBatch:
         )
 
 
-def _tokens(lead: Sequence[int], rows: int) -> list[int]:
-    """Tokens that belong to each row of the batch, of an input [*lead, input_dim]."""
+def _tokens(called: str, lead: Sequence[int], rows: int) -> list[int]:
+    """Tokens that belong to each row of the batch, of an input [*lead, input_dim]; `called` is the rows' argument."""
     if len(lead) < 2:
         raise ValueError(f"expected layers' inputs of [rows, tokens, features], got {len(lead) + 1} dimensions")
     if lead[0] % rows:
-        raise ValueError(f"names: expected as many rows as names of adapters ({rows}), or a multiple, got {lead[0]}")
+        wanted = f"as many rows as names of adapters ({rows}), or a multiple"
+        raise ValueError(f"{called}: expected {wanted}, got {lead[0]}")
     return [math.prod(lead) // rows] * rows
 
 
@@ -153,7 +154,7 @@ class StaticBatch:
         """
         ids = slot_ids(self._slots, "names", names)
         ranks = self._slots.largest_ranks()
-        self._whole.update_from_sequences(_tokens(self._lead, len(ids)), ids, ranks, [1.0] * len(ranks))
+        self._whole.update_from_sequences(_tokens("names", self._lead, len(ids)), ids, ranks, [1.0] * len(ranks))
         self.ids = ids
 
     def segments(self, shape: torch.Size, row: int) -> Segments:

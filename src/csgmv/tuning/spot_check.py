@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from csgmv import columns, dispatch, fallback, figures, files, launch, layer_options, no_gpu, records, rules, shares
+from csgmv import columns, dispatch, fallback, launch, layer_options, no_gpu, readme_block, records, rules, shares
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.coverage import target
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--into",
         type=Path,
         metavar="FILE",
-        help=f"with --markdown: put it into FILE between {' and '.join(figures.markers(MARKER))}",
+        help=f"with --markdown: put it into FILE between {' and '.join(readme_block.markers(MARKER))}",
     )
 
 
@@ -200,8 +200,7 @@ def _tell(found: Sequence[Verdict], args: argparse.Namespace, where: fallback.Ta
         if args.into is None:
             print(told)
         else:
-            before = args.into.read_text(encoding="utf-8")
-            files.replace(args.into, figures.between_markers(before, told, MARKER))
+            readme_block.put(args.into, told, MARKER)
     elif args.json:
         print(as_json(found, where))
     else:
