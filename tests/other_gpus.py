@@ -171,7 +171,7 @@ def main() -> int:
         spills = sum(kernel["spills"] > MOST_STACK for _, kernel in kernels)
         print(
             f"{architecture}, {'lent rows' if lent else 'defaults'}: {len(done)} keys, {len(kernels)} kernels,"
-            f" {len(found)} faults, {spills} spill, at most {max(kernel['stack'] for _, kernel in kernels)} bytes",
+            f" {len(found)} faults, {spills} spill, at most {max(kernel['spills'] for _, kernel in kernels)} bytes",
             flush=True,
         )
         for fault, one, kernel in found:

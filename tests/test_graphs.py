@@ -71,7 +71,7 @@ class Static:
             self.how["config"] = getattr(how["config"], op)
         self.tensors = make_batch([MAX_RANK] * 3, MAX_RANK, INPUT_DIM, WIDTHS, TOKENS, dtype=dtype)
         self.segments = Segments.allocate(TOKENS, 3, chunk_size=CHUNK_SIZE, device=DEVICE)
-        self.segments.update_from_tokens([0] * TOKENS, [MAX_RANK], [1.0])  # the first use of pinned memory may wait
+        self.segments.update_from_tokens([0] * TOKENS, [MAX_RANK], [1.0])
         self.h = torch.empty(TOKENS, len(WIDTHS) * MAX_RANK, dtype=dtype, device=DEVICE)
         self.output = self.h if op == "shrink" else self.tensors.base_output
         self.before = torch.randn(self.output.shape, generator=torch.Generator().manual_seed(9)).to(self.output)
@@ -164,7 +164,7 @@ def test_one_graph_for_all_kinds_of_refills(op: str) -> None:
         lambda: static.segments.update_from_tokens(on_gpu[0], ranks, scalings),
         lambda: static.segments.update_from_tokens(*on_gpu),
     ]
-    for refill in kinds:  # first use of the pinned allocator and of torch's own kernels may wait
+    for refill in kinds:  # the first use of torch's own kernels may wait
         refill()
     graph = captured(static.call)
     static.segments.update_from_tokens([], [], [])
@@ -218,12 +218,6 @@ def refills() -> list[tuple[list[int], list[int], list[float]]]:
     ]
 
 
-def pin_memory() -> None:
-    """Pinned memory for all copies of `refills` at once, since allocating it may wait for the GPU."""
-    for size in (64, 128, 256):
-        _ = [torch.empty(size, dtype=torch.int32, pin_memory=True) for _ in refills()]
-
-
 @pytest.mark.parametrize("replay", [False, True], ids=["eager", "replayed"])
 def test_refilled_again_before_the_first_copy_is_done(replay: bool) -> None:
     """With the stream held up: refill, launch, refill at once, launch; each launch sees the refill before it."""
@@ -235,7 +229,6 @@ def test_refilled_again_before_the_first_copy_is_done(replay: bool) -> None:
         static.segments.update_from_tokens(*batch)
         wanted.append(static.result(static.call))
     assert len({tuple(each.flatten().tolist()) for each in wanted}) == len(wanted)
-    pin_memory()
     torch.cuda.synchronize()
     torch.cuda._sleep(500_000_000)
     with unsynchronised():
@@ -269,7 +262,6 @@ def test_refilled_on_another_stream() -> None:
     for batch in refills():
         static.segments.update_from_tokens(*batch)
         wanted.append(static.result(static.call))
-    pin_memory()
     torch.cuda.synchronize()
     run()  # memory of these streams' own is there from now on
     torch.cuda.synchronize()

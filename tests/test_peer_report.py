@@ -189,7 +189,8 @@ def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.M
             "--measured-on: expected 'GPU torch VERSION triton VERSION'",
         ),
         (["--peers", "{one}", "{two}", "{one}"], "--peers: expected a suite in one file or two, got prefill in 3"),
-        (["--peers", "{one}", "{other}"], "other.json: expected the same suites and launches as in "),
+        (["--peers", "{one}", "{other}"], "other.json: expected the same launches of decode as in "),
+        (["--peers", "{one}", "{part}"], "--peers: expected a second run of prefill as of the others, got one in "),
         (["--peers", "{one}", "--into", "README.md"], "--into: expected together with --markdown"),
         (["--peers", "{one}", "--block", "mine"], "--block: expected together with --into"),
         (["--peers", "{one}", "--json", "x.json"], "--json: --peers takes JSON and writes none"),
@@ -206,7 +207,8 @@ def test_what_does_not_fit_together_is_refused(
     content: dict[str, Any] = peer_runs.document()
     content["decode"].pop()
     other = peer_runs.put(tmp_path / "other.json", content)
-    names = {"one": one, "two": two, "other": other, "none": tmp_path / "none.json"}
+    part = peer_runs.put(tmp_path / "part.json", {"host": content["host"]})
+    names = {"one": one, "two": two, "other": other, "part": part, "none": tmp_path / "none.json"}
     given = [part.format(**names) for part in argv]
     more = [] if "--measured-on" in given or "--peers" not in given else ["--measured-on", LINE]
     assert cli.main(["bench", *given, *more]) == 2

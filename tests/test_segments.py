@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -75,15 +76,16 @@ def test_from_sequences_gathers_every_row_with_an_adapter(batch):
 
 
 @unhurried
-@given(st.lists(st.integers(-1, 3), max_size=40), st.integers(1, 5))
-def test_a_row_each_is_gathered_as_any_runs_are(ids, chunk_size):
-    """The short cut for decoding finds what a batch with an empty sequence, which does not take it, finds."""
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), max_size=40), st.integers(1, 5))
+def test_short_runs_are_gathered_as_long_ones_are(runs, chunk_size):
+    """Row by row or run by run: the same bytes, and both those of the loop."""
+    lens, ids = [length for length, _ in runs], [id_ for _, id_ in runs]
     ranks = [8, 0, 16, 1]
-    by_row = Segments.from_sequences([1] * len(ids), ids, ranks, [1.0] * 4, chunk_size=chunk_size, device="cpu")
-    by_run = Segments.from_sequences(
-        [1] * len(ids) + [0], [*ids, 2], ranks, [1.0] * 4, chunk_size=chunk_size, device="cpu"
-    )
-    assert found(by_row) == found(by_run) == expected(ids, ranks, chunk_size)
+    by_row, by_run = grouping._gather_rows(lens, ids, ranks), grouping._gather_runs(lens, ids, ranks)
+    assert by_row == by_run
+    wanted = expected(tokens_of(lens, ids), ranks, chunk_size)
+    assert array("i", by_row.permutation).tolist() == [row for _, rows in wanted for row in rows]
+    assert by_row.cut(chunk_size).num_segments == len(wanted)
 
 
 def test_more_rows_than_are_numbered_beforehand():
@@ -92,15 +94,6 @@ def test_more_rows_than_are_numbered_beforehand():
     for lens in ([rows, 3, rows], [2, 3, 2]):
         segments = Segments.from_sequences(lens, [1, 0, 1], [8, 8], [1.0, 1.0], chunk_size=64, device="cpu")
         assert found(segments) == expected(tokens_of(lens, [1, 0, 1]), [8, 8], 64)
-
-
-@pytest.mark.parametrize("num_loras", [2**15 - 1, 2**15, 2**15 + 1])
-def test_slots_beyond_16_bits(num_loras):
-    """Slots are sorted by narrow numbers as long as those hold them."""
-    ids = [num_loras - 1, 0, -1, num_loras - 2, num_loras - 1]
-    ranks = [8] * num_loras
-    segments = Segments.from_sequences([2, 1, 1, 3, 1], ids, ranks, [1.0] * num_loras, chunk_size=4, device="cpu")
-    assert found(segments) == expected(tokens_of([2, 1, 1, 3, 1], ids), ranks, 4)
 
 
 @unhurried
@@ -254,16 +247,19 @@ def test_only_allocated_segments_are_refilled():
 
 
 @gpu
-def test_refilling_again_before_the_first_copy_is_done_is_safe():
-    """With the stream held up, a thousand refills are queued; work between them sees each its own batch."""
-    segments = Segments.allocate(64, 2, chunk_size=4)
-    sums = torch.zeros(1000, dtype=torch.int64, device="cuda")
+@pytest.mark.parametrize(("rows", "refills"), [(0, 1000), (20_000, 30)], ids=["small copies", "pinned memory"])
+def test_refilling_again_before_the_first_copy_is_done_is_safe(rows, refills):
+    """With the stream held up, many refills are queued; work between them sees each its own batch."""
+    segments = Segments.allocate(rows + 64, 2, chunk_size=4)
+    sums = torch.zeros(refills, dtype=torch.int64, device="cuda")
+    counts = [rows + 1 + step % 63 for step in range(refills)]
     torch.cuda._sleep(1_000_000_000)
-    for step in range(1000):
-        segments.update_from_tokens([0] * (step % 64), [8, 8], [float(step), 1.0])
-        sums[step].copy_(segments.seg_indptr[-1] + segments.scalings[0].long() * 1000)
-    wanted = [step % 64 + step * 1000 for step in range(1000)]
-    assert sums.tolist() == wanted
+    for step, count in enumerate(counts):
+        segments.update_from_sequences([count], [0], [8, 8], [float(step), 1.0])
+        sums[step].copy_(
+            segments.permutation[count - 1] + segments.seg_indptr[-1] + segments.scalings[0].long() * 10**6
+        )
+    assert sums.tolist() == [count - 1 + count + step * 10**6 for step, count in enumerate(counts)]
 
 
 @gpu
@@ -273,7 +269,7 @@ def test_nothing_waits_for_the_gpu(where):
     ids = torch.tensor([1, -1, 0, 1, 1], device=where)
     ranks, scalings = torch.tensor([8, 16], device=where), torch.tensor([1.0, 2.0], device=where)
     static = Segments.allocate(9, 3, chunk_size=2)
-    static.update_from_tokens(ids, ranks, scalings)  # first use of the pinned allocator may wait
+    static.update_from_tokens(ids, ranks, scalings)  # the first use of torch's own kernels may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -306,7 +302,7 @@ def test_a_captured_refill_follows_its_ids():
 
 @gpu
 def test_a_host_refill_is_refused_while_capturing():
-    """Its pinned source would be gone when the graph is replayed."""
+    """Its source would be gone when the graph is replayed."""
     segments = Segments.allocate(7, 2, chunk_size=2)
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(ValueError, match="cannot be captured"), torch.cuda.graph(graph):
@@ -331,6 +327,18 @@ def test_a_copy_is_launched_with_its_own_tensors(copied: Callable[[Segments], Se
     twin = copied(segments)
     assert arguments.batch_kind(twin)[1] == tuple(tensor.data_ptr() for tensor in twin.tensors)
     assert [tensor.tolist() for tensor in twin.tensors] == [tensor.tolist() for tensor in segments.tensors]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_refilled_in_its_own_tensors(copied: Callable[[Segments], Segments]) -> None:
+    """As the original would be, which stays as it is."""
+    segments = Segments.allocate(9, 2, chunk_size=4, device="cpu")
+    segments.update_from_tokens([1] * 5, [8, 4], [1.0, 0.5])
+    before = [tensor.tolist() for tensor in segments.tensors]
+    twin = copied(segments)
+    twin.update_from_tokens([0, 1, 0], [8, 4], [1.0, 0.5])
+    assert found(twin) == [(0, [0, 2]), (1, [1])]
+    assert [tensor.tolist() for tensor in segments.tensors] == before
 
 
 @pytest.mark.parametrize("static", [False, True])

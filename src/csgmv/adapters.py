@@ -1,7 +1,7 @@
 """Rank and scaling of each adapter slot, and the reading of a caller's lists and tensors.
 
-Numbers on the host become arrays. A batch has a few hundred, and whoever prepares it has just done something else, so
-that the cost is the number of calls, not of elements: builtins are quicker to call than NumPy, and NumPy than torch.
+Numbers on the host become lists and arrays. A batch has a few hundred, and whoever prepares it has just done something
+else, so that calls cost more than elements: a loop takes less time than one torch operation after another.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import reprlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard, Union
+from typing import Any, TypeGuard, Union
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from csgmv import devices, rules
 
@@ -28,7 +26,7 @@ class Adapters:
     """Rank and scaling of each adapter slot, each on the host (checked) or on a GPU (never looked at).
 
     Attributes:
-        ranks: integers [num_loras], on the host or a GPU.
+        ranks: int32 [num_loras] on the host, integers on a GPU.
         scalings: float32 [num_loras] on the host, floats on a GPU.
     """
 
@@ -43,7 +41,12 @@ class Adapters:
             TypeError: not numbers, or ranks that are not whole.
             ValueError: not one-dimensional, lengths differ, a rank outside 0 … 256, a scaling that is not finite.
         """
-        ranks, scales = _read_ranks(lora_ranks), _read_scalings(scalings)
+        ranks: array[int] | torch.Tensor
+        if on_gpu(lora_ranks):
+            ranks = read_gpu_integers("lora_ranks", lora_ranks)
+        else:
+            ranks = array("i", read_integers("lora_ranks", lora_ranks, most=rules.MAX_RANK))
+        scales = _read_scalings(scalings)
         if len(ranks) != len(scales):
             raise ValueError(f"scalings: expected one per slot of lora_ranks ({len(ranks)}), got {len(scales)}")
         return cls(ranks, scales)
@@ -85,35 +88,27 @@ def on_gpu(values: object) -> TypeGuard[torch.Tensor]:
     return isinstance(values, torch.Tensor) and values.is_cuda
 
 
-class Read(NamedTuple):
-    """Whole numbers as they were read.
-
-    Attributes:
-        numbers: int64 [n].
-        low, high: the lowest and highest of them; 0 where there are none.
-    """
-
-    numbers: NDArray[np.int64]
-    low: int
-    high: int
-
-
-def read_integers(name: str, values: object, *, least: int = 0, most: int | None = None) -> Read:
+def read_integers(name: str, values: object, *, least: int = 0, most: int | None = None) -> list[int]:
     """A list [n], or a tensor [n] on the host, of whole numbers. None in a list reads as -1.
 
     Raises:
         TypeError, ValueError: it is something else, or a number is out of range; the message begins with the name.
     """
-    found = _vector(name, values, "q")
-    if isinstance(found, torch.Tensor):
-        numbers: NDArray[np.int64] = _whole_on_host(name, found).numpy()
-    else:
-        numbers = np.frombuffer(found, np.int64)
+    numbers: list[int] = _whole(name, values).tolist()
+    _check_range(name, numbers, least, most)
+    return numbers
+
+
+def read_runs(name: str, values: object, *, least: int, most: int) -> tuple[list[int], list[int]]:
+    """As `read_integers`, as runs of equal numbers: how many times each comes, and the number."""
+    numbers = _whole(name, values)
     if not len(numbers):
-        return Read(numbers, 0, 0)
-    low, high = int(numbers.min()), int(numbers.max())
-    _check_range(name, low, high, least, most)
-    return Read(numbers, low, high)
+        return [], []
+    tensor = torch.frombuffer(numbers, dtype=torch.int64) if isinstance(numbers, array) else numbers.long()
+    distinct, counts = torch.unique_consecutive(tensor, return_counts=True)
+    found: list[int] = distinct.tolist()
+    _check_range(name, found, least, most)
+    return counts.tolist(), found
 
 
 def read_gpu_integers(name: str, values: torch.Tensor) -> torch.Tensor:
@@ -127,18 +122,26 @@ def read_gpu_integers(name: str, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _read_ranks(lora_ranks: Integers) -> array[int] | torch.Tensor:
-    if on_gpu(lora_ranks):
-        return read_gpu_integers("lora_ranks", lora_ranks)
-    ranks = _vector("lora_ranks", lora_ranks, "q")
-    if isinstance(ranks, torch.Tensor):
-        ranks = array("q", _whole_on_host("lora_ranks", ranks).tolist())
-    if ranks:
-        _check_range("lora_ranks", min(ranks), max(ranks), 0, rules.MAX_RANK)
-    return ranks
+def _check_range(name: str, numbers: Sequence[int], least: int, most: int | None) -> None:
+    """Raises ValueError, beginning with the name, if a number is less than least or more than most."""
+    if not numbers:
+        return
+    distinct = set(numbers)  # far fewer than there are numbers: many sequences share an adapter
+    low, high = min(distinct), max(distinct)
+    if low < least or (most is not None and high > most):
+        wanted = f"{least} or more" if most is None else f"{least} … {most}"
+        raise ValueError(f"{name}: expected {wanted}, got {low if low < least else high}")
 
 
-def _read_scalings(scalings: Floats) -> array[float] | torch.Tensor:
+def _whole(name: str, values: object) -> array[int] | torch.Tensor:
+    numbers = _vector(name, values, "q")
+    if isinstance(numbers, torch.Tensor):
+        _check_whole(name, numbers)
+        _check_host(name, numbers)
+    return numbers
+
+
+def _read_scalings(scalings: object) -> array[float] | torch.Tensor:
     scales = _vector("scalings", scalings, "f")
     if isinstance(scales, torch.Tensor):
         if scales.is_complex() or scales.dtype == torch.bool:
@@ -153,21 +156,9 @@ def _read_scalings(scalings: Floats) -> array[float] | torch.Tensor:
     return scales
 
 
-def _check_range(name: str, low: int, high: int, least: int, most: int | None) -> None:
-    """Raises ValueError, beginning with the name, if the lowest of some numbers is too low or the highest too high."""
-    if low < least or (most is not None and high > most):
-        wanted = f"{least} or more" if most is None else f"{least} … {most}"
-        raise ValueError(f"{name}: expected {wanted}, got {low if low < least else high}")
-
-
-def _whole_on_host(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """As int64; raises TypeError, beginning with the name, for what is something else or elsewhere."""
-    _check_whole(name, tensor)
-    _check_host(name, tensor)
-    return tensor.long()
-
-
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a strided tensor, got one of layout {tensor.layout}")
     if tensor.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {list(tensor.shape)}")
 
@@ -182,19 +173,28 @@ def _check_whole(name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{name}: expected whole numbers, got {tensor.dtype}")
 
 
+def _tensor(name: str, values: Any) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:  # such as an array of objects
+        raise TypeError(
+            f"{name}: expected a list or tensor of numbers, got {type(values).__name__} ({error})"
+        ) from None
+    _check_tensor(name, tensor)
+    return tensor
+
+
 def _vector(name: str, values: object, typecode: str) -> array[Any] | torch.Tensor:
     """One-dimensional numbers: a tensor as it is, a list as an array, which checks their types as it is made."""
     if type(values) is not list:
         if isinstance(values, torch.Tensor) or hasattr(values, "__array__"):
-            tensor = torch.as_tensor(values)
-            _check_tensor(name, tensor)
-            return tensor
+            return _tensor(name, values)
         if not isinstance(values, Sequence) or isinstance(values, (str, bytes, bytearray)):
             raise TypeError(f"{name}: expected a list or tensor of numbers, got {type(values).__name__}")
     try:
         return array(typecode, values)
     except (TypeError, OverflowError) as error:
-        if None in values and typecode == "q":
+        if typecode == "q" and any(value is None for value in values):
             return _vector(name, [-1 if value is None else value for value in values], typecode)
         kind = "whole numbers" if typecode == "q" else "numbers"
         raise TypeError(f"{name}: expected a list or tensor of {kind}, got {reprlib.repr(values)} ({error})") from None

@@ -9,52 +9,52 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from csgmv.adapters import Adapters
 from csgmv.grouping import HostGrouping
 
-_SMALL = 2**16 // 4  # numbers; the driver takes this much of pageable memory into its own before a copy returns
+# Bytes. "Memory copies from host to device of a memory block of 64 KB or less" do not wait (CUDA C++ Programming Guide,
+# Asynchronous Concurrent Execution), and pinned memory takes longer to get than they do. Of AMD's nothing is known.
+_SMALL = 2**16 if torch.version.hip is None else 0
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class _Layout(NamedTuple):
-    """Where the parts of a buffer begin, and how it is split into them and what fills them up."""
+    """Of a buffer, in the order of its parts.
 
-    ranks: int
-    scalings: int
-    indptr: int
-    indices: int
-    permutation: int
+    Attributes:
+        rooms: of each part, to where the next one begins; the last has as much as it needs.
+        lengths: how it is split into all parts but the last, and what fills them up.
+        places: of those parts among the lengths.
+    """
+
+    rooms: tuple[int, int, int, int, int]
     lengths: tuple[int, ...]
-    places: tuple[int, int, int, int]  # of the parts but for the last, among the lengths
+    places: tuple[int, int, int, int]
 
 
 @functools.lru_cache(maxsize=4096)
 def _layout(num_loras: int, num_segments: int) -> _Layout:
-    starts, lengths, places = [0], list[int](), list[int]()
-    for size in (num_loras, num_loras, num_segments + 1, num_segments):
-        starts.append(starts[-1] + size + -size % 4)
+    sizes = num_loras, num_loras, num_segments + 1, num_segments
+    lengths, places = list[int](), list[int]()
+    for size in sizes:
         places.append(len(lengths))
         lengths += [size, -size % 4] if size % 4 else [size]
-    of_ranks, of_scalings, of_indptr, of_indices = places
-    ranks, scalings, indptr, indices, permutation = starts
-    split = tuple(lengths), (of_ranks, of_scalings, of_indptr, of_indices)
-    return _Layout(ranks, scalings, indptr, indices, permutation, *split)
+    ranks, scalings, indptr, indices = (size + -size % 4 for size in sizes)
+    return _Layout((ranks, scalings, indptr, indices, 0), tuple(lengths), (places[0], places[1], places[2], places[3]))
 
 
 def length(num_loras: int, num_segments: int, rows: int) -> int:
     """Numbers of a buffer for so many slots, segments and rows."""
-    return _layout(num_loras, num_segments).permutation + rows
+    return sum(_layout(num_loras, num_segments).lengths) + rows
 
 
 def parts(buffer: torch.Tensor, num_loras: int, num_segments: int) -> Parts:
     """permutation, seg_indptr, weight_indices, lora_ranks and scalings, in the order of `Segments.tensors`."""
-    layout = _layout(num_loras, num_segments)
-    found = buffer.split_with_sizes([*layout.lengths, buffer.numel() - layout.permutation])
-    ranks, scalings, indptr, indices = layout.places
+    _, lengths, (ranks, scalings, indptr, indices) = _layout(num_loras, num_segments)
+    found = buffer.split_with_sizes([*lengths, buffer.numel() - sum(lengths)])
     return found[-1], found[indptr], found[indices], found[ranks], found[scalings].view(torch.float32)
 
 
@@ -72,18 +72,11 @@ def staged(
         num_loras, num_segments: of the buffer, at least those of the batch.
         device: of the buffer.
     """
-    ranks, scalings, indptr, indices, permutation, _, _ = _layout(num_loras, num_segments)
-    count = indptr if grouping is None else permutation + len(grouping.permutation)
-    content = np.zeros(count, np.int32)
-    if not isinstance(adapters.ranks, torch.Tensor):
-        content[ranks : ranks + len(adapters.ranks)] = adapters.ranks
-    if not isinstance(adapters.scalings, torch.Tensor):
-        content.view(np.float32)[scalings : scalings + len(adapters.scalings)] = adapters.scalings
-    if grouping is not None:
-        starts, slots, rows = grouping
-        content[indptr : indptr + len(starts)] = starts
-        content[indptr + len(starts)] = len(rows)
-        content[indices : indices + len(slots)] = slots
-        content[permutation:] = rows
-    host = torch.from_numpy(content)
-    return host.pin_memory() if count > _SMALL and device.type == "cuda" else host
+    given = [b"" if isinstance(each, torch.Tensor) else each.tobytes() for each in (adapters.ranks, adapters.scalings)]
+    layout = _layout(num_loras, num_segments)
+    filled = [part.ljust(4 * room, b"\0") for part, room in zip([*given, *(grouping or ())], layout.rooms)]
+    content = bytearray().join(filled)
+    if not content:
+        return torch.empty(0, dtype=torch.int32, device="cpu")
+    host = torch.frombuffer(content, dtype=torch.int32)
+    return host.pin_memory() if len(content) > _SMALL and device.type == "cuda" else host

@@ -1,4 +1,4 @@
-"""Rows gathered by adapter and cut into segments: by NumPy on the host, by torch on a GPU.
+"""Rows gathered by adapter and cut into segments: on the host a loop over runs of rows, on a GPU torch operations.
 
 Gathering the rows of an adapter with a permutation, so that they share its weights, is SGMV (Chen et al., Punica,
 https://arxiv.org/abs/2310.18547). Cutting each gathered group into chunks, so that a long group feeds many programs,
@@ -7,19 +7,18 @@ is sglang's chunked SGMV (https://github.com/sgl-project/sglang, lora/backend/ch
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import itertools
+import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from csgmv import rules
 
-Numbers = NDArray[np.integer[Any]]
-
-_NARROW = 2**15  # slots whose numbers are int16
+_ITEM = 4  # bytes of an int32
 _LEAST_NUMBERED = 2**16  # rows; most batches have fewer, and so find their numbers ready
 
 
@@ -31,35 +30,17 @@ class Grouping(NamedTuple):
     permutation: torch.Tensor
 
 
-class Runs(NamedTuple):
-    """Runs of rows that follow one another in x, each with an adapter or none; on the host.
-
-    Attributes:
-        lens: int64 [num_runs], rows of each; 0 is allowed.
-        ids: int64 [num_runs], slot of each, or -1.
-        rows: of all of them.
-        single: whether each is one row.
-        some_without: whether an id is -1.
-    """
-
-    lens: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    rows: int
-    single: bool
-    some_without: bool
-
-
 class HostGrouping(NamedTuple):
-    """A `Grouping` on the host; seg_starts is seg_indptr without its last number, which is that of all rows."""
+    """A `Grouping` as the bytes of its int32 numbers, which lack only their place in a buffer."""
 
-    seg_starts: Numbers
-    weight_indices: Numbers
-    permutation: Numbers
+    seg_indptr: bytes
+    weight_indices: bytes
+    permutation: bytes
 
     @property
     def num_segments(self) -> int:
         """The number of segments, empty ones included."""
-        return len(self.weight_indices)
+        return len(self.weight_indices) // _ITEM
 
 
 class Gathered(NamedTuple):
@@ -67,38 +48,40 @@ class Gathered(NamedTuple):
 
     Attributes:
         slot_rows: [num_loras], the number of rows of each slot.
-        permutation: [rows], as `Segments` describes it.
+        permutation: bytes of int32 [rows], as `Segments` describes it.
     """
 
-    slot_rows: Numbers
-    permutation: Numbers
+    slot_rows: Sequence[int]
+    permutation: bytes
 
     @property
     def rows(self) -> int:
         """The number of rows of all slots."""
-        return len(self.permutation)
+        return len(self.permutation) // _ITEM
 
     def active_adapters(self) -> int:
         """The number of slots that have rows."""
-        return int(np.count_nonzero(self.slot_rows))
+        return len(self.slot_rows) - self.slot_rows.count(0)
 
     def cut(self, chunk_size: int, num_segments: int | None = None) -> HostGrouping:
         """Segments of at most chunk_size rows: num_segments of them, the last ones empty; None for no empty ones."""
-        rows, slot_rows = self.rows, self.slot_rows
-        ends = slot_rows.cumsum()
-        if rows <= chunk_size or slot_rows.max() <= chunk_size:  # a segment for each slot that has rows
-            slots = slot_rows.nonzero()[0]
-            starts = (ends - slot_rows)[slots]
-        else:
-            slot_segments = (slot_rows + (chunk_size - 1)) // chunk_size
-            slots = np.arange(len(slot_rows)).repeat(slot_segments)
-            ahead = (slot_segments.cumsum() - slot_segments)[slots]  # segments of the slots before
-            starts = (ends - slot_rows)[slots] + chunk_size * (np.arange(len(slots)) - ahead)
-        if num_segments is not None:
-            empty = num_segments - len(slots)
-            starts = np.append(starts, np.full(empty, rows))
-            slots = np.append(slots, np.full(empty, max(len(slot_rows) - 1, 0)))
-        return HostGrouping(starts, slots, self.permutation)
+        numbers = _row_numbers(max(self.rows, len(self.slot_rows)))
+        positions = memoryview(numbers).cast("i")
+        starts, slots = [], []
+        at = 0
+        for slot, rows in enumerate(self.slot_rows):
+            if rows > chunk_size:
+                starts.append(positions[at : at + rows : chunk_size].tobytes())
+                slots.append(numbers[_ITEM * slot : _ITEM * (slot + 1)] * -(-rows // chunk_size))
+            elif rows:  # the same for one segment, in half the time
+                starts.append(numbers[_ITEM * at : _ITEM * (at + 1)])
+                slots.append(numbers[_ITEM * slot : _ITEM * (slot + 1)])
+            at += rows
+        seg_indptr, weight_indices = b"".join(starts), b"".join(slots)
+        empty = 0 if num_segments is None else num_segments - len(weight_indices) // _ITEM
+        seg_indptr += struct.pack("i", at) * (empty + 1)
+        weight_indices += struct.pack("i", max(len(self.slot_rows) - 1, 0)) * empty
+        return HostGrouping(seg_indptr, weight_indices, self.permutation)
 
 
 def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
@@ -111,44 +94,52 @@ def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
     return first_rows + (num_tokens - first_rows) // chunk_size if num_loras else 0
 
 
-def gather_runs(runs: Runs, ranks: Sequence[int]) -> Gathered:
+def gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
     """Gathers runs of rows by adapter, on the host.
 
     Args:
-        runs: of the batch.
+        lens: [num_runs], rows of each run; the runs follow one another in x.
+        ids: [num_runs], slot of each run, or -1.
         ranks: [num_loras]; rows of a rank-0 slot are left out.
     """
-    lens, ids, _, single, some_without = runs
-    num_loras = len(ranks)
-    if 0 in ranks:
-        ids = np.where(np.append(ranks, 0)[ids] > 0, ids, -1)  # the last one is that of id -1
-        some_without = True
-    # NumPy sorts 16 bits by radix, in a fifth of the time.
-    order = ids.astype(np.int16 if num_loras < _NARROW else np.int64).argsort(kind="stable")
-    if some_without:
-        order = order[np.count_nonzero(ids < 0) :]
-    gathered_ids = ids[order]
-    if single:  # a row's number is that of its run
-        return Gathered(np.bincount(gathered_ids, minlength=num_loras), order)
-    gathered_lens = lens[order]
-    slot_rows = np.bincount(gathered_ids, gathered_lens, num_loras).astype(np.int64)
-    ends = gathered_lens.cumsum()
-    shifts = (lens.cumsum() - lens)[order] - (ends - gathered_lens)  # from its place to its row, of all rows of a run
-    permutation = shifts.astype(np.int32).repeat(gathered_lens)
-    permutation += _row_numbers(len(permutation))
-    return Gathered(slot_rows, permutation)
+    # Keeping a run together has a price of its own, which runs of a row or two do not earn back.
+    gather = _gather_rows if sum(lens) < 2 * len(lens) else _gather_runs
+    return gather(lens, ids, ranks)
 
 
-def _row_numbers(count: int) -> Numbers:
-    """0, 1, 2, … as int32, so many."""
-    return _numbers(max(rules.power_of_two(count), _LEAST_NUMBERED))[:count]
+def _gather_rows(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+    """For short runs: row by row."""
+    slots: list[list[int]] = [[] for _ in range(len(ranks) + 1)]  # the last one is that of id -1
+    single = lens.count(1) == len(lens)
+    for row, slot in enumerate(ids if single else itertools.chain.from_iterable(map(itertools.repeat, ids, lens))):
+        slots[slot].append(row)
+    used = [rows if rank else [] for rows, rank in zip(slots, ranks)]
+    permutation = list(itertools.chain.from_iterable(used))
+    return Gathered(list(map(len, used)), struct.pack(f"{len(permutation)}i", *permutation))
+
+
+def _gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+    """For long runs: each one's rows are copied as bytes."""
+    numbers = _row_numbers(sum(lens))
+    slots: list[list[bytes]] = [[] for _ in range(len(ranks) + 1)]  # the last one is that of id -1
+    at = 0
+    for length, slot in zip(lens, ids):
+        end = at + _ITEM * length
+        slots[slot].append(numbers[at:end])
+        at = end
+    used = [b"".join(runs) if rank else b"" for runs, rank in zip(slots, ranks)]
+    return Gathered([len(rows) // _ITEM for rows in used], b"".join(used))
+
+
+def _row_numbers(count: int) -> bytes:
+    """0, 1, 2, … as int32, at least so many: the rows of any run are a part of it."""
+    return _numbers(max(rules.power_of_two(count), _LEAST_NUMBERED))
 
 
 @functools.lru_cache(maxsize=2)
-def _numbers(count: int) -> Numbers:
-    numbers = np.arange(count, dtype=np.int32)
-    numbers.flags.writeable = False
-    return numbers
+def _numbers(count: int) -> bytes:
+    numbers = torch.arange(count, dtype=torch.int32, device="cpu")
+    return ctypes.string_at(numbers.data_ptr(), count * _ITEM)
 
 
 def group_tokens(ids: torch.Tensor, ranks: torch.Tensor, chunk_size: int, num_segments: int) -> Grouping:

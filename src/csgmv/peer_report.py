@@ -35,7 +35,7 @@ _CAPTIONS = {
     ),
     peers.WHOLE_MODELS: (
         "End to end: transformers' Qwen3 of Qwen3-Embedding-0.6B's shape, random weights, bf16, 8 adapters of rank 64 "
-        "on all seven projections in one batch; ms, in brackets multiples of the bare model's time beside it"
+        "on all seven projections in one batch; ms, in brackets multiples of the bare model's time"
     ),
 }
 _LABELS = {
@@ -59,8 +59,9 @@ METHOD = (
 )
 METHOD_OF_WHOLE_MODELS = (
     "End to end: median of 9 forward passes, each from an idle GPU to its last kernel, csgmv's in turn with the bare "
-    "model's; `MultiLoRA`, whose last hidden states were first compared with PEFT's. no adapters: a batch in which no "
-    "row has one. torch.bmm: forward hooks of two torch.bmm a projection. PEFT: its mixed batch (adapter_names)."
+    "model's, the others before; `MultiLoRA`, whose last hidden states were first compared with PEFT's. no adapters: a "
+    "batch in which no row has one. torch.bmm: forward hooks of two torch.bmm a projection. PEFT: its mixed batch "
+    "(adapter_names)."
 )
 _WAYS = {  # columns, and the bare model's time that each is held against
     "csgmv": ("csgmv", "base"),
@@ -268,8 +269,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and args.plot.suffix != ".svg":
         raise ValueError(f"--plot: expected a file named .svg, got {args.plot}")
     runs = peers.together(args.peers)
-    # bench_peers.py notes no date: the file's is no earlier than that of the measurement.
-    date = datetime.date.fromtimestamp(args.peers[0].stat().st_mtime).isoformat()
+    # bench_peers.py notes no date: a file's is no earlier than that of the measurement.
+    date = datetime.date.fromtimestamp(max(path.stat().st_mtime for path in args.peers)).isoformat()
     report = Report(runs, setting(args.measured_on), date, args.command_line)
     if args.into is not None:
         readme_block.put(args.into, report.markdown(), args.block or MARKER)

@@ -227,7 +227,9 @@ def together(paths: Sequence[Path]) -> list[Run]:
         if len(given) > 2:
             raise ValueError(f"--peers: expected a suite in one file or two, got {suite} in {len(given)}")
         launches = [[tuple(row[name] for name in _SUITES[suite][0]) for row in rows] for _, rows in given]
-        if len(given) < most or launches[0] != launches[-1]:
-            raise ValueError(f"{paths[-1]}: expected the same suites and launches as in {paths[0]}")
+        if len(given) < most:
+            raise ValueError(f"--peers: expected a second run of {suite} as of the others, got one in {given[0][0]}")
+        if launches[0] != launches[-1]:
+            raise ValueError(f"{given[-1][0]}: expected the same launches of {suite} as in {given[0][0]}")
     suites = [suite for suite in SUITES if suite in found]
     return [Run({suite: found[suite][number][1] for suite in suites}) for number in range(most)]

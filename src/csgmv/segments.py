@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from csgmv import batch_buffer, batch_faults, chunk_sizes, plain_arguments, rules
-from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers
-from csgmv.grouping import HostGrouping, Runs, gather_runs, group_tokens, segment_capacity
+from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers, read_integers, read_runs
+from csgmv.grouping import HostGrouping, gather_runs, group_tokens, segment_capacity
 
 _MOST_TOKENS = 2**31 - 1  # positions are int32
+_Runs = tuple[list[int], list[int]]  # rows that follow one another in x: how many, and their slot or -1
 
 
 @dataclass(eq=False, repr=False)
@@ -272,12 +272,12 @@ class Segments:
         batch_faults.check_contents(self, rows, max_rank)
 
     @classmethod
-    def _from_runs(cls, runs: Runs, adapters: Adapters, chunk_size: int | None, device: torch.device) -> Segments:
+    def _from_runs(cls, runs: _Runs, adapters: Adapters, chunk_size: int | None, device: torch.device) -> Segments:
         check_chunk_size(chunk_size)
-        num_tokens = runs.rows
+        num_tokens = sum(runs[0])
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
-        gathered = gather_runs(runs, adapters.host_ranks())
+        gathered = gather_runs(*runs, adapters.host_ranks())
         if chunk_size is None:
             chunk_size = chunk_sizes.choose(gathered.rows, gathered.active_adapters(), device)
         grouping = gathered.cut(chunk_size)
@@ -306,11 +306,12 @@ class Segments:
         parts = batch_buffer.parts(buffer, num_loras, num_segments)
         return cls(*parts, chunk_size, num_segments, num_tokens, least_tokens, largest_rank, _buffer=buffer)
 
-    def _refill(self, name: str, runs: Runs, adapters: Adapters) -> None:
+    def _refill(self, name: str, runs: _Runs, adapters: Adapters) -> None:
         """The refill by way of the host; `name` is the argument that says how many tokens there are."""
-        buffer = self._room(name, runs.rows, adapters)
-        grouping = gather_runs(runs, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
-        self._upload(buffer, adapters, grouping, runs.rows)
+        num_tokens = sum(runs[0])
+        buffer = self._room(name, num_tokens, adapters)
+        grouping = gather_runs(*runs, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
+        self._upload(buffer, adapters, grouping, num_tokens)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
         """The refill that never leaves the device of ids."""
@@ -355,6 +356,13 @@ class Segments:
         """What a copy or a pickle has: not `_kind`, whose pointers are those of these very tensors."""
         return {**vars(self), "_kind": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The tensors are parts of the buffer again, which a pickle keeps apart from them."""
+        vars(self).update(state)
+        if self._buffer is not None:
+            parts = batch_buffer.parts(self._buffer, self.lora_ranks.numel(), self.num_segments)
+            self.permutation, self.seg_indptr, self.weight_indices, self.lora_ranks, self.scalings = parts
+
     def __repr__(self) -> str:
         return (
             f"Segments({self.num_tokens} tokens, {self.num_segments} segments of up to {self.chunk_size} rows, "
@@ -377,19 +385,14 @@ def check_chunk_size(chunk_size: int | None) -> None:
         plain_arguments.whole("chunk_size", chunk_size, 1, _MOST_TOKENS)
 
 
-def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> Runs:
-    lens, shortest, longest = read_integers("seq_lens", seq_lens)
-    ids, least, _ = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
+def _read_sequences(seq_lens: object, adapter_ids: object, num_loras: int) -> _Runs:
+    lens = read_integers("seq_lens", seq_lens)
+    ids = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
     if len(lens) != len(ids):
         raise ValueError(f"adapter_ids: expected one per sequence ({len(lens)}), got {len(ids)}")
-    single = shortest == 1 == longest
-    # NumPy's sum would not say that it does not fit.
-    rows = len(lens) if single else int(lens.sum()) if longest * len(lens) < 2**63 else sum(lens.tolist())
-    return Runs(lens, ids, rows, single, least < 0)
+    return lens, ids
 
 
-def _read_tokens(adapter_ids: object, num_loras: int) -> Runs:
+def _read_tokens(adapter_ids: object, num_loras: int) -> _Runs:
     """Tokens on the host as runs of equal ids: a batch has few of them, and then they are sequences."""
-    ids, least, _ = read_integers("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)
-    starts = np.concatenate(([True], ids[1:] != ids[:-1])).nonzero()[0] if len(ids) else ids
-    return Runs(np.diff(starts, append=len(ids)), ids[starts], len(ids), len(starts) == len(ids), least < 0)
+    return read_runs("adapter_ids", adapter_ids, least=-1, most=num_loras - 1)

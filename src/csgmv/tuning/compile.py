@@ -31,7 +31,7 @@ Described = Union[tuple[Signature, ...], str]  # a config's binaries in the orde
 
 
 class Binary(NamedTuple):
-    """What a kernel takes; of several kernels the most of any, and the sum of what they spill (bytes)."""
+    """What a kernel takes; of several kernels the most of any, and the sum of what they spill (words of 4 bytes)."""
 
     shared_bytes: int
     registers: int
@@ -96,6 +96,10 @@ class Compiler:
     def healthy(self) -> bool:
         """Whether the next compilation stands a chance; nothing is launched here that could spoil it."""
         return True
+
+    def waked(self) -> bool:
+        """Whether this process has touched a GPU."""
+        return bool(torch.cuda.is_initialized())
 
     def _describe(self, key: rules.Key, row: rules.Row) -> Described:
         try:

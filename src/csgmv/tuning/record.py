@@ -32,7 +32,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Finalist(Timing):
-    """One of the fastest few, with what its kernels take: bytes, registers a thread, bytes spilled."""
+    """One of the fastest few, with what its kernels take: bytes, registers a thread, words spilled."""
 
     shared_bytes: int
     registers: int

@@ -20,9 +20,10 @@ from triton.backends.compiler import GPUTarget
 from csgmv import dispatch, launch
 
 _WARP = 32
-_REGISTERS_OF_BLOCK = 65536  # of any of NVIDIA's architectures since 3.5
+_REGISTERS_OF_BLOCK = 65536  # of any of NVIDIA's architectures that Triton compiles for
 _REGISTERS_AT_A_TIME = 256  # that a warp is given
 _MOST_THREADS = 1024
+_WORD = 4  # bytes; what Triton counts spills in
 
 
 class Target(NamedTuple):
@@ -38,8 +39,8 @@ class Target(NamedTuple):
 
 
 def of(device: torch.device) -> Target | None:
-    """A device's target; None where only the device itself knows what it is: one of AMD's, or the CPU."""
-    if device.type != "cuda" or not launch.FOR_NVIDIA:
+    """A device's target; None where only the device itself tells what kernels take: one of AMD's, or no cuobjdump."""
+    if device.type != "cuda" or not launch.FOR_NVIDIA or triton.knobs.nvidia.cuobjdump is None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return Target(10 * major + minor, dispatch.device_limits(device).shared_memory)
@@ -58,7 +59,7 @@ def _driver(target: Target) -> Any:
         del name, shared, device
         took = resources(cubin)
         warps = _REGISTERS_OF_BLOCK // (-(-took.registers * _WARP // _REGISTERS_AT_A_TIME) * _REGISTERS_AT_A_TIME)
-        return 0, 0, took.registers, took.spills, min(_WARP * warps, _MOST_THREADS)
+        return 0, 0, took.registers, took.spills // _WORD, min(_WARP * warps, _MOST_THREADS)
 
     return SimpleNamespace(
         get_current_device=lambda: 0,
