@@ -115,39 +115,43 @@ def _story(regret: Regret) -> Iterator[str]:
 
 
 HEADER = ("left out", "operation", "step", "keys", AT_LENGTH, SCREENED, "unmeasured", "median", "95 %", "worst")
+_ALL = "all"
 
 
-def _summaries(found: Iterable[Regret]) -> list[list[str]]:
-    """Cells under HEADER: losses by what was left out, operation and step."""
+def _summaries(found: Iterable[Regret], each_operation: bool) -> list[list[str]]:
+    """Cells under HEADER: losses by what was left out and step, of each operation or of all together; then whatever it
+    was.
+    """
     rows: list[list[str]] = []
     for way, of_way in itertools.groupby(found, key=lambda regret: regret.left_out):
         steps: dict[tuple[str, str], list[Regret]] = defaultdict(list)
+        every: list[Regret] = []
         for regret in of_way:
-            steps[regret.result.key.op, regret.step].append(regret)
-            steps["all", ""].append(regret)
-        rows += [
-            _summary([way, *step], steps[step]) for step in sorted(steps, key=lambda step: (step[0] == "all", step))
-        ]
+            steps[regret.result.key.op if each_operation else _ALL, regret.step].append(regret)
+            every.append(regret)
+        rows += [_summary([way, *step], steps[step]) for step in sorted(steps)]
+        rows.append(_summary([way, _ALL, ""], every))
     return rows
 
 
 def markdown(found: Iterable[Regret]) -> str:
-    """For the README: the table of the report, what it is of, and the command that writes it."""
+    """For the README: the report's losses over all operations, what they are of, and the command that writes them."""
+    header, *rows = ([row[0], *row[2:]] for row in (HEADER, *_summaries(found, each_operation=False)))
     return (
-        f"{columns.markdown(HEADER, _summaries(found))}\n\n"
+        f"{columns.markdown(header, rows)}\n\n"
         "Each key of the shipped results without its own row, and without all else that has in common with it what the "
         "first column says: the time of what the fallback finds instead, over the time of its own row, less 1. "
         "at length: keys at which both were timed at full length; screened: keys judged by the first impressions of a "
         "search, until `csgmv cross` has timed them; unmeasured: keys at which what they get was not timed. "
         "95 %: the 95th percentile. "
-        "Printed by `python -m codegen --regret --into README.md`."
+        "Printed by `python -m codegen --regret --into README.md`; without `--into` operations have lines of their own."
     )
 
 
 def report(found: Iterable[Regret], worst: int = 10) -> Iterator[str]:
     """Lines for people: losses by what was left out, operation and step; and of borrowed rows those that lose most."""
     found = list(found)
-    yield columns.aligned(HEADER, _summaries(found))
+    yield columns.aligned(HEADER, _summaries(found, each_operation=True))
     borrowed = [regret for regret in found if regret.loss is not None and regret.served.source is not None]
     yield f"\nThe {worst} borrowed rows that lose most:"
     for regret in sorted(borrowed, key=lambda regret: -(regret.loss or 0.0))[:worst]:

@@ -135,8 +135,8 @@ def test_races_count_before_first_impressions() -> None:
     assert by_dimension(after, "key") == {512: 0.25, 1024: pytest.approx(0.2), 2048: pytest.approx(0.1)}
     assert [one.judged for one in after if one.left_out == "key"] == ["at length"] * 3
     header = [cell.strip() for cell in markdown(before).splitlines()[0].split("|")[1:-1]]
-    assert header == list(HEADER)
-    (line,) = (line for line in markdown(before).splitlines() if line.startswith("| key | all |"))
+    assert header == [HEADER[0], *HEADER[2:]]
+    (line,) = (line for line in markdown(before).splitlines() if line.startswith("| key |  |"))
     told = dict(zip(header, (cell.strip() for cell in line.split("|")[1:-1])))
     assert [told[name] for name in ("keys", "at length", "screened", "unmeasured")] == ["3", "1", "1", "1"]
 
@@ -193,7 +193,7 @@ def test_the_report_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*argv, "--into", str(readme)]) == 0
     before, header, *_, after = (line for line in readme.read_text().splitlines() if line not in ("", begin, end))
     assert (before, after) == ("before", "after")
-    assert header == f"| {' | '.join(HEADER)} |"
+    assert header == f"| {' | '.join([HEADER[0], *HEADER[2:]])} |"
     assert "old" not in readme.read_text()
     assert not (tmp_path / "table.py").exists()
     assert capsys.readouterr().out == ""

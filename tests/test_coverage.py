@@ -195,13 +195,16 @@ def test_a_gpu_that_the_table_does_not_know_is_refused(given: str, capture) -> N
     assert f"error: --gpu: expected one of the table's, {GPU}, NVIDIA H200 NVL, NVIDIA A100; got {given}" in said
 
 
-def test_without_a_gpu_the_table_s_only_one_is_meant(capture, monkeypatch) -> None:
-    """Of several one has to be named; an empty table has none."""
+def test_without_a_gpu_the_one_that_the_table_knows_best_is_meant(capture, monkeypatch) -> None:
+    """And its Triton version, if none is named; an empty table has none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert f"on {GPU} under Triton {VERSION}" in capture(known({}), *ASKED, "--triton", VERSION)[1]
-    status, said = capture(two_gpus(), *ASKED)
-    assert status == 2
-    assert said.endswith("NVIDIA A100; got none, and there is no GPU here")
+    row = {KEYS[0]: None}
+    tables = fallback.Tables(
+        {(GPU, VERSION): fallback.by_layer(row), ("NVIDIA A100", "3.4.0"): {}},
+        {"NVIDIA A100": ("8.0", 108), GPU: ("9.0", 132)},
+    )
+    assert f"on {GPU} under Triton {VERSION}" in capture(tables, *ASKED)[1]
+    assert f"on {GPU} under Triton 3.9.0" in capture(tables, *ASKED, "--triton", "3.9.0")[1]
     assert "which has none; got none" in capture(fallback.Tables({}), *ASKED)[1]
 
 
@@ -246,7 +249,7 @@ def test_the_readme_is_of_this_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """For two models at both ranks; the line beneath the table there has the command that writes it again."""
     monkeypatch.undo()
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    where = coverage.target(GPU, "3.6.0")
+    where = coverage.target("H100", "3.6.0")
     found = {
         (model, rank): cover.covers(Plan(models.layer_shapes(model), rank), where)
         for model in ("Qwen/Qwen3-1.7B", "meta-llama/Llama-3.1-8B")

@@ -159,27 +159,29 @@ def _json(found: Mapping[tuple[str, int], Sequence[Cover]], where: dispatch.Targ
 
 
 def target(gpu: str | None, version: str | None) -> dispatch.Target:
-    """Where to look up: a GPU of the table by its name or part of it; by default the one here, or the table's only one.
+    """Where to look up: a GPU of the table by its name or part of it.
 
     Args:
-        gpu: None for the default.
-        version: of Triton; None for the installed one.
+        gpu: None for the one here, or where there is none for the one that the table knows best.
+        version: of Triton; None for the installed one, or with the one that the table knows best for its own.
 
     Raises:
-        ValueError: the table knows no such GPU or several, or there is none here and not one that it must be.
+        ValueError: the table knows no such GPU or several, or none at all.
     """
     if gpu is None and torch.cuda.is_available() and not launch.INTERPRETED:
         here = dispatch.target(torch.device("cuda", torch.cuda.current_device()))
         return here._replace(triton=version or here.triton)
     known = dispatch.tables().gpus
-    named = [name for name in known if (gpu or "").lower() in name.lower()]
-    named = [name for name in named if name.lower() == (gpu or "").lower()] or named
-    if len(named) != 1:
+    if gpu is None and known:
+        best = dispatch.target(torch.device("cpu"))
+        gpu, version = best.gpu, version or best.triton
+    names = [] if gpu is None else dispatch.named(gpu)
+    if len(names) != 1:
         wanted = f"--gpu: expected one of the table's, {', '.join(known) or 'which has none'}"
         raise ValueError(f"{wanted}; got {gpu if gpu is not None else 'none, and there is no GPU here'}")
-    architecture, sm_count = known[named[0]]
+    architecture, sm_count = known[names[0]]
     limits = rules.LIMITS.get(architecture, rules.UNLIMITED)
-    return dispatch.Target(named[0], version or triton.__version__, limits, architecture, sm_count)
+    return dispatch.Target(names[0], version or triton.__version__, limits, architecture, sm_count)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--gpu",
         metavar="NAME",
-        help="one of the table's, or part of its name (default: this machine's, or the table's only one)",
+        help="one of the table's, or part of its name (default: this machine's, or the one that has most rows)",
     )
     add(
         "--triton",

@@ -131,6 +131,12 @@ def target(device: torch.device) -> Target:
     return Target(gpu, version, device_limits(device), *known.gpus.get(gpu, ()))
 
 
+def named(gpu: str) -> list[str]:
+    """The table's GPUs of this name, or where there is none those whose names it is a part of, in any case."""
+    known = [name for name in tables().gpus if gpu.lower() in name.lower()]
+    return [name for name in known if name.lower() == gpu.lower()] or known
+
+
 def is_exact(choice: Choice, key: Key, where: Target) -> bool:
     """Whether a choice was measured at this very key, on this GPU under this Triton version."""
     return (choice.source, choice.gpu, choice.triton) == (key, where.gpu, where.triton)

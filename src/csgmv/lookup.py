@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segments", type=int, required=True, metavar="N", help="num_segments of the Segments, of all adapters"
     )
     parser.add_argument("--batch-invariant", action="store_true", help="for a launch with batch_invariant=True")
-    parser.add_argument("--gpu", metavar="NAME", help="e.g. 'NVIDIA H200' (default: this machine's)")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="one of the table's, or part of its name; or another one (default: this)"
+    )
     parser.add_argument(
         "--architecture",
         type=architecture,
@@ -102,10 +104,13 @@ def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
             named,
             "no GPU here: answered as for the one that the table knows best" if interpreted else "this machine's",
         )
-    named = here._replace(gpu=args.gpu, triton=args.triton or triton.__version__)
+    names = dispatch.named(args.gpu)
+    if len(names) > 1:
+        raise ValueError(f"--gpu: expected one of the table's, {', '.join(names)}; got {args.gpu}")
+    named = here._replace(gpu=names[0] if names else args.gpu, triton=args.triton or triton.__version__)
     if named.gpu == here.gpu and not interpreted:
         return named, "this machine's"
-    architecture, sm_count = dispatch.tables().gpus.get(args.gpu, (args.architecture or "", args.sm_count))
+    architecture, sm_count = dispatch.tables().gpus.get(named.gpu, (args.architecture or "", args.sm_count))
     limits = rules.LIMITS.get(architecture)
     named = named._replace(limits=limits or rules.UNLIMITED, architecture=architecture, sm_count=sm_count)
     return (

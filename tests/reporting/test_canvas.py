@@ -14,8 +14,9 @@ from reported import chapter
 pytest.importorskip("matplotlib")
 
 
-def test_more_layers_than_a_picture_holds_go_on_in_the_next(tmp_path: Path) -> None:
+def test_more_layers_than_a_picture_holds_go_on_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a name of its own."""
+    monkeypatch.setattr(maps, "_MAPPED", 2 * canvas.PANELS + 1)
     layers = (document(input_dim=64 * number) for number in range(1, 2 * canvas.PANELS + 2))
     names = [picture.name for picture in maps.speedup_maps(chapter(tmp_path, *layers), "shrink")]
     assert names == ["speed-up-shrink", "speed-up-shrink-2"]

@@ -58,12 +58,18 @@ def test_of_many_layers_a_dozen_have_landscapes(tmp_path: Path, monkeypatch: pyt
     assert all("12 of 25 layers" in caption for caption in captions)
 
 
-def test_layers_of_a_few_keys_have_no_map_beside_those_of_many(tmp_path: Path) -> None:
+def test_layers_of_the_fewest_keys_have_no_map_beside_those_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The table has what there is to say of them."""
+    monkeypatch.setattr(maps, "_MAPPED", 1)
+    captions: list[str] = []
+    monkeypatch.setattr(canvas, "picture", lambda _, caption, figure: (captions.append(caption), figure)[1])
     many = document(*(record(30.0, 20.0, chunk_size=size) for size in (16, 32, 64, 128)))
-    made = chapter(tmp_path, many, document(record(30.0, 10.0), input_dim=2048))
+    made = chapter(tmp_path, document(record(30.0, 10.0), input_dim=512), many)
     [figure] = maps.speedup_maps(made, "shrink")
     assert [panel.get_title(loc="left") for panel in figure.axes if panel.texts] == ["1024 → 3·64"]
+    assert "each of the 1 layers of 2 that have most keys" in captions[0]
 
 
 def test_winners_are_counted(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _LOSSES = ("#1f6f8b", "#6fb3b8", "#cfe3df", "#f3ead9", "#e3b58a")  # from the fa
 _COUNTS = ("#e4eff2", "#7db4c4", "#1f6f8b", "#123f5a")
 _MOST_SLOWDOWN = 2.0  # where the landscapes' colours end
 _SWEPT = 12  # layers of an operation that have landscapes; a page of hundreds takes minutes, and nobody looks at them
-_MAPPED = 4  # keys of a layer from which a map shows more than the table of medians
+_MAPPED = 24  # layers of an operation that have maps of their speed-ups, for the same reason
 _MAP = (
     "{}, a panel for {}: each number says how many times faster than the default the table's config is, darker for "
     "more; grey: no such key was tuned."
@@ -91,8 +91,9 @@ def speedup_maps(chapter: Chapter, op: str) -> list[Picture]:
     from matplotlib.colors import LogNorm
 
     every = chapter.layers(op)
-    layers = {name: found for name, found in every.items() if len(found) >= _MAPPED} or every
-    which = "each layer" if layers == every else f"each layer of {_MAPPED} keys or more"
+    most_keys = {*sorted(every, key=lambda name: -len(every[name]))[:_MAPPED]}
+    layers = {name: found for name, found in every.items() if name in most_keys}
+    which = "each layer" if layers == every else f"each of the {_MAPPED} layers of {len(every)} that have most keys"
     keys = [finding.key for found in layers.values() for finding in found]
     chunk_sizes = sorted({key.chunk_size for key in keys}, reverse=True)
     buckets = sorted({key.segment_bucket for key in keys})

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_options.add_arguments(how, "the draw and the random tensors")
     add("--dry-run", action="store_true", help="list the keys and what serves them, measure nothing")
     add("--tell", action="store_true", help="measure nothing, tell what FOLDER holds of the keys")
-    add("--gpu", metavar="NAME", help="without measuring: a GPU of the table, or part of its name (default: this one)")
+    asked = "without measuring: a GPU of the table, or part of its name (default: this, or the one that has most rows)"
+    add("--gpu", metavar="NAME", help=asked)
     installed = "without measuring: a Triton version (default: the installed one)"
     add("--triton", type=version, metavar="VERSION", help=installed)
     output = parser.add_argument_group("output")
