@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import peer_runs
-from csgmv import cli, peer_report, readme_block
+from csgmv import cli, peer_report, peers, readme_block
 
 LINE = "NVIDIA H200 torch 2.11.0+cu130 triton 3.6.0"
 
@@ -154,6 +154,16 @@ def test_into_replaces_the_peers_block_only(one: Path, tmp_path: Path, capsys: p
     assert text.startswith(own)
     assert "\nold\n" not in text
     assert "**Decode: " in text
+
+
+def test_the_readme_is_of_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """The H100's tables and picture, by the files in the tree."""
+    root = Path(__file__).parents[1]
+    paths = [root / "tests" / "measured" / f"h100-{suite}.json" for suite in peers.SUITES]
+    text = bench(capsys, "--peers", *paths, "--markdown").partition("NVIDIA")[0]
+    lines = [line for line in text.splitlines() if line]
+    assert len(lines) > 60
+    assert not {*lines} - {*(root / "README.md").read_text(encoding="utf-8").splitlines()}
 
 
 def test_another_gpus_figures_have_a_block_of_their_own(

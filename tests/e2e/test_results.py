@@ -93,3 +93,13 @@ def test_another_file_is_refused(wrong: str | dict[str, float], said: str, tmp_p
     file.write_text(wrong)
     with pytest.raises(ValueError, match=f"expected what `csgmv bench --e2e --json` wrote, got .*other.json: {said}"):
         saved.read(file)
+
+
+def test_the_readme_has_what_was_measured_of_untuned_models() -> None:
+    """By the files in the tree, which `bench --e2e --json` wrote."""
+    root = Path(__file__).parents[2]
+    readme = {*(root / "README.md").read_text(encoding="utf-8").splitlines()}
+    for path in sorted((root / "tests" / "measured").glob("e2e-*.json")):
+        lines = [line for line in saved.read(path).markdown().splitlines() if line.startswith(("|", "**"))]
+        assert len(lines) > 10
+        assert not {*lines} - readme
