@@ -45,7 +45,7 @@ class Adapters:
         if on_gpu(lora_ranks):
             ranks = read_gpu_integers("lora_ranks", lora_ranks)
         else:
-            ranks = array("i", read_integers("lora_ranks", lora_ranks, most=rules.MAX_RANK))
+            ranks = array("i", [*read_integers("lora_ranks", lora_ranks, most=rules.MAX_RANK)])
         scales = _read_scalings(scalings)
         if len(ranks) != len(scales):
             raise ValueError(f"scalings: expected one per slot of lora_ranks ({len(ranks)}), got {len(scales)}")
@@ -88,12 +88,29 @@ def on_gpu(values: object) -> TypeGuard[torch.Tensor]:
     return isinstance(values, torch.Tensor) and values.is_cuda
 
 
-def read_integers(name: str, values: object, *, least: int = 0, most: int | None = None) -> list[int]:
+_BYTES = bytes(range(256))
+
+
+def _small(values: list[Any], most: int | None) -> bytes | None:
+    """The numbers as bytes, if they are that small and none exceeds `most`.
+
+    A list of some hundred is checked so in half the time that an array takes, and then its lowest and highest number.
+    """
+    try:
+        numbers = bytes(values)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if most is None or not numbers.translate(None, _BYTES[: most + 1]) else None
+
+
+def read_integers(name: str, values: object, *, least: int = 0, most: int | None = None) -> Sequence[int]:
     """A list [n], or a tensor [n] on the host, of whole numbers. None in a list reads as -1.
 
     Raises:
         TypeError, ValueError: it is something else, or a number is out of range; the message begins with the name.
     """
+    if type(values) is list and least <= 0 and (small := _small(values, most)) is not None:
+        return small
     numbers: list[int] = _whole(name, values).tolist()
     _check_range(name, numbers, least, most)
     return numbers

@@ -65,23 +65,30 @@ class Gathered(NamedTuple):
 
     def cut(self, chunk_size: int, num_segments: int | None = None) -> HostGrouping:
         """Segments of at most chunk_size rows: num_segments of them, the last ones empty; None for no empty ones."""
+        if max(self.slot_rows, default=0) > chunk_size:
+            seg_starts, weight_indices = self._cut(chunk_size)
+        else:  # a segment for each slot that has rows, by no loop
+            slots = list(itertools.compress(range(len(self.slot_rows)), self.slot_rows))
+            ends = itertools.accumulate(filter(None, self.slot_rows), initial=0)
+            seg_starts = struct.pack(f"{len(slots)}i", *itertools.islice(ends, len(slots)))
+            weight_indices = struct.pack(f"{len(slots)}i", *slots)
+        empty = 0 if num_segments is None else num_segments - len(weight_indices) // _ITEM
+        seg_indptr = seg_starts + struct.pack("i", self.rows) * (empty + 1)
+        weight_indices += struct.pack("i", max(len(self.slot_rows) - 1, 0)) * empty
+        return HostGrouping(seg_indptr, weight_indices, self.permutation)
+
+    def _cut(self, chunk_size: int) -> tuple[bytes, bytes]:
+        """Where each segment starts, and its slot."""
         numbers = _row_numbers(max(self.rows, len(self.slot_rows)))
         positions = memoryview(numbers).cast("i")
         starts, slots = [], []
         at = 0
         for slot, rows in enumerate(self.slot_rows):
-            if rows > chunk_size:
+            if rows:
                 starts.append(positions[at : at + rows : chunk_size].tobytes())
                 slots.append(numbers[_ITEM * slot : _ITEM * (slot + 1)] * -(-rows // chunk_size))
-            elif rows:  # the same for one segment, in half the time
-                starts.append(numbers[_ITEM * at : _ITEM * (at + 1)])
-                slots.append(numbers[_ITEM * slot : _ITEM * (slot + 1)])
-            at += rows
-        seg_indptr, weight_indices = b"".join(starts), b"".join(slots)
-        empty = 0 if num_segments is None else num_segments - len(weight_indices) // _ITEM
-        seg_indptr += struct.pack("i", at) * (empty + 1)
-        weight_indices += struct.pack("i", max(len(self.slot_rows) - 1, 0)) * empty
-        return HostGrouping(seg_indptr, weight_indices, self.permutation)
+                at += rows
+        return b"".join(starts), b"".join(slots)
 
 
 def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
@@ -94,17 +101,17 @@ def segment_capacity(num_tokens: int, num_loras: int, chunk_size: int) -> int:
     return first_rows + (num_tokens - first_rows) // chunk_size if num_loras else 0
 
 
-def gather_runs(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:
+def gather_runs(lens: Sequence[int], ids: Sequence[int], rows: int, ranks: Sequence[int]) -> Gathered:
     """Gathers runs of rows by adapter, on the host.
 
     Args:
         lens: [num_runs], rows of each run; the runs follow one another in x.
         ids: [num_runs], slot of each run, or -1.
+        rows: the sum of lens.
         ranks: [num_loras]; rows of a rank-0 slot are left out.
     """
     # Keeping a run together has a price of its own, which runs of a row or two do not earn back.
-    gather = _gather_rows if sum(lens) < 2 * len(lens) else _gather_runs
-    return gather(lens, ids, ranks)
+    return _gather_rows(lens, ids, ranks) if rows < 2 * len(lens) else _gather_runs(lens, ids, ranks)
 
 
 def _gather_rows(lens: Sequence[int], ids: Sequence[int], ranks: Sequence[int]) -> Gathered:

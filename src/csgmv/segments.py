@@ -13,7 +13,7 @@ from csgmv.adapters import Adapters, Floats, Integers, on_gpu, read_gpu_integers
 from csgmv.grouping import HostGrouping, gather_runs, group_tokens, segment_capacity
 
 _MOST_TOKENS = 2**31 - 1  # positions are int32
-_Runs = tuple[list[int], list[int]]  # rows that follow one another in x: how many, and their slot or -1
+_Runs = tuple[Sequence[int], Sequence[int]]  # rows that follow one another in x: how many, and their slot or -1
 
 
 @dataclass(eq=False, repr=False)
@@ -277,7 +277,7 @@ class Segments:
         num_tokens = sum(runs[0])
         if num_tokens > _MOST_TOKENS:
             raise ValueError(f"seq_lens: expected a sum of at most {_MOST_TOKENS}, got {num_tokens}")
-        gathered = gather_runs(*runs, adapters.host_ranks())
+        gathered = gather_runs(*runs, num_tokens, adapters.host_ranks())
         if chunk_size is None:
             chunk_size = chunk_sizes.choose(gathered.rows, gathered.active_adapters(), device)
         grouping = gathered.cut(chunk_size)
@@ -310,7 +310,7 @@ class Segments:
         """The refill by way of the host; `name` is the argument that says how many tokens there are."""
         num_tokens = sum(runs[0])
         buffer = self._room(name, num_tokens, adapters)
-        grouping = gather_runs(*runs, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
+        grouping = gather_runs(*runs, num_tokens, adapters.host_ranks()).cut(self.chunk_size, self.num_segments)
         self._upload(buffer, adapters, grouping, num_tokens)
 
     def _regroup(self, ids: torch.Tensor, adapters: Adapters) -> None:
