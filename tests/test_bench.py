@@ -91,7 +91,7 @@ def timeless(monkeypatch):
         timed.extend(configs)
         return [20.0 for _ in configs]
 
-    monkeypatch.setattr(bench, "times", times)
+    monkeypatch.setattr(bench.measure, "times", times)
     monkeypatch.setattr(bench.measure, "num_copies", lambda *_: 1)
     return timed
 
@@ -130,7 +130,7 @@ def test_a_batch_invariant_launch_is_checked_and_timed_too(timeless):
 @pytest.mark.usefixtures("timeless")
 def test_a_report_has_a_figure_a_case(monkeypatch):
     """Two operations of two layers of which one shape is shared: three figures, and all that the note needs."""
-    monkeypatch.setattr(bench, "copy_bandwidth", lambda _: 2e12)
+    monkeypatch.setattr(bench.measure, "copy_bandwidth", lambda _: 2e12)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU of the test")
     shapes = ("--layer", "one:48:24", "--layer", "two:32:24", "--ops", "shrink", "expand")
     batch = ("--tokens", "9", "--adapters", "2", "--rank", "5+16", "--chunk-sizes", "16", "--dtype", "float16")
@@ -165,9 +165,9 @@ def test_equal_configs_are_timed_once(monkeypatch):
     monkeypatch.setattr(bench.measure, "interleaved", lambda graphs, _: [[3.0, 1.0, 2.0] for _ in graphs])
     work = bench._workload(tiny("expand"), CPU)
     default, other = bench.config.ExpandConfig(), bench.config.ExpandConfig(num_warps=8)
-    assert bench.times([work], "expand", [default, default]) == [2.0, 2.0]
+    assert bench.measure.times([work], "expand", [default, default]) == [2.0, 2.0]
     assert len(made) == 1
-    bench.times([work], "expand", [default, other])
+    bench.measure.times([work], "expand", [default, other])
     assert len(made) == 3
 
 

@@ -24,5 +24,18 @@ def test_the_likeliest_reason_is_told(cuda, hip, visible, told, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert no_gpu.told().startswith("needs a GPU, and torch finds none: ")
-    assert told in no_gpu.told()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^tune needs a GPU, and torch finds none: ") as caught:
+        no_gpu.require("tune", "--dry-run works without")
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("; --dry-run works without")
+
+
+def test_interpreted_kernels_measure_nothing(monkeypatch):
+    """Also where there is a GPU; kernels that run on it need no word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(no_gpu.launch, "INTERPRETED", True)
+    with pytest.raises(ValueError, match=r"^bench needs kernels that run on the GPU: unset TRITON_INTERPRET$"):
+        no_gpu.require("bench")
+    monkeypatch.setattr(no_gpu.launch, "INTERPRETED", False)
+    no_gpu.require("bench")

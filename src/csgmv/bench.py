@@ -12,7 +12,6 @@ import argparse
 import datetime
 import functools
 import itertools
-import statistics
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,6 @@ from csgmv import (
     dispatch,
     files,
     host,
-    launch,
     measure,
     models,
     no_gpu,
@@ -50,9 +48,6 @@ EXAMPLES = {
     "csgmv bench --json bench.json": "Every figure, for programs and for `csgmv report --bench`.",
 }
 STATUSES = {1: "a result was wrong"}
-ROUNDS = 40
-COPIED_BYTES = 1 << 30
-METHOD = f"Times: median of {ROUNDS} samples, {measure.METHOD}; default and tuned in turn."
 
 
 def layers(args: argparse.Namespace) -> list[models.LayerShape]:
@@ -115,38 +110,6 @@ def _workload(case: Case, device: torch.device, seed: int = 0) -> workload.Workl
     )
 
 
-def times(works: Sequence[workload.Workload], op: str, configs: Sequence[config.Config]) -> list[float]:
-    """Median microseconds of one call with each config, all configs in turn, the L2 cold.
-
-    Args:
-        works: copies of one workload that together exceed the L2.
-        op: the operation to time.
-        configs: of that operation's class; equal ones are timed once.
-    """
-    device = works[0].x.device
-    distinct = list(dict.fromkeys(configs))
-    graphs = [measure.ColdGraph([functools.partial(work.run, op, each) for work in works], device) for each in distinct]
-    medians = dict(zip(distinct, map(statistics.median, measure.interleaved(graphs, ROUNDS))))
-    return [medians[each] for each in configs]
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written ones both counted, of a device-to-device copy much larger than the L2."""
-    source = torch.randn(COPIED_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    # Launched one by one: in a graph a copy is a node of its own kind, which on an H200 moves 2.8 TB/s instead of 4.2.
-    for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        seconds.append(begin.elapsed_time(end) * 1e-3)
-    bandwidth: float = 2 * COPIED_BYTES / statistics.median(seconds)
-    return bandwidth
-
-
 def figure(case: Case, device: torch.device, bandwidth: float, invariant: bool = False) -> Figure:
     """Check and time one case.
 
@@ -166,7 +129,8 @@ def figure(case: Case, device: torch.device, bandwidth: float, invariant: bool =
     right = [error <= workload.TOLERANCE[first.x.dtype] for error in errors]  # False for NaN
     moved = first.moved_bytes(case.op)
     works = [first, *(_workload(case, device, seed) for seed in range(1, measure.num_copies(moved, device)))]
-    timed = iter(times(works, case.op, [each for each, fine in zip(configs, right) if fine]) if any(right) else ())
+    worth = [each for each, fine in zip(configs, right) if fine]
+    timed = iter(measure.times(works, case.op, worth) if worth else ())
     default_us, tuned_us, *invariant_us = (next(timed) if fine else None for fine in right)
     return Figure(
         case=case,
@@ -191,7 +155,7 @@ def _named(each: config.Config) -> dict[str, int | bool | None]:
 def report(args: argparse.Namespace, device: torch.device) -> Report:
     """Measure all that the options ask for."""
     everything = cases(layers(args), args)
-    bandwidth = copy_bandwidth(device)
+    bandwidth = measure.copy_bandwidth(device)
     measured = []
     for number, case in enumerate(everything, start=1):
         columns.progress(f"{number}/{len(everything)} {case.op} {case.dimension}, chunk size {case.chunk_size}")
@@ -205,7 +169,7 @@ def report(args: argparse.Namespace, device: torch.device) -> Report:
         csgmv=csgmv.__version__,
         date=datetime.date.today().isoformat(),
         copy_bandwidth=bandwidth,
-        method=METHOD,
+        method=measure.TURNS,
         command=args.command_line,
     )
 
@@ -238,8 +202,7 @@ def run(args: argparse.Namespace) -> int:
         from csgmv.e2e import command
 
         return command.run(args)
-    if launch.INTERPRETED or not torch.cuda.is_available():
-        raise ValueError(f"bench {no_gpu.told()}; `csgmv demo` runs without one")
+    no_gpu.require("bench", "`csgmv demo` runs without one")
     if args.host:
         return _run_host(args, torch.device("cuda", torch.cuda.current_device()))
     if args.into is not None:

@@ -32,7 +32,6 @@ from csgmv.option_types import whole
 from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
-NO_GPU = 2
 EXAMPLES = {
     "csgmv warmup --model Qwen/Qwen3-Embedding-0.6B --rank 64 --max-tokens 8192 --max-loras 32": "Before a server "
     "starts: its processes find the binaries in Triton's cache on disk.",
@@ -281,9 +280,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fill Triton's cache on disk, and return the exit status: 0 all well, 2 no GPU."""
-    if not torch.cuda.is_available():
-        print(f"csgmv warmup: {no_gpu.told()}", file=sys.stderr)
-        return NO_GPU
+    no_gpu.require("warmup")
     done = warmup(
         layer_options.layers(args),
         max_rank=layer_options.rank(args),

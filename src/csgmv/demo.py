@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from csgmv import bench, columns, dispatch, launch, measure, rules, workload
+from csgmv import columns, dispatch, launch, measure, rules, workload
 from csgmv.config import default_config
 from csgmv.models import QWEN3_EMBEDDING_0_6B, LayerShape
 
@@ -98,7 +98,7 @@ def lines(layer: LayerShape, batch: Batch, dtype: torch.dtype, device: torch.dev
         if right and device.type == "cuda":
             works += [make(seed) for seed in range(len(works), measure.num_copies(works[0].moved_bytes(op), device))]
             default = default_config(key, dispatch.device_limits(device))
-            times_us = tuple(bench.times(works, op, [default, choice.config]))
+            times_us = tuple(measure.times(works, op, [default, choice.config]))
         yield Line(layer.name, batch, op, choice.step, error, right, times_us)
 
 
@@ -135,6 +135,6 @@ def run(_: argparse.Namespace) -> int:
     print("max error: largest difference from a float32 reference, relative to its largest value", end=" ")
     print(f"(allowed: {workload.TOLERANCE[dtype]:g}).")
     if on_gpu:
-        print(f"default, tuned: microseconds. {bench.METHOD}")
+        print(f"default, tuned: microseconds. {measure.TURNS}")
     print(f"{wrong} of {len(found)} results are WRONG." if wrong else f"All {len(found)} results are right.")
     return 1 if wrong else 0

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
 
+from csgmv.config import Config
+from csgmv.workload import Workload
+
 METHOD = "cold: CUDA graph of launches on separate tensors, 3x L2 read before each replay"
+ROUNDS = 40  # samples of a time that is told
+TURNS = f"Times: median of {ROUNDS} samples, {METHOD}; default and tuned in turn."
 MOST_COPIES = 64
+_COPIED_BYTES = 1 << 30
 _FLUSHES = 3  # times the L2 that are read, and that rotating copies exceed where MOST_COPIES allows it
 _HEAD_START = 100_000  # GPU cycles for which the host may be ahead
 
@@ -96,3 +103,35 @@ def interleaved(graphs: Sequence[ColdGraph], rounds: int) -> list[list[float]]:
         for graph, times in zip(graphs, samples):
             times.append(graph.sample())
     return samples
+
+
+def times(works: Sequence[Workload], op: str, configs: Sequence[Config]) -> list[float]:
+    """Median microseconds of one call with each config, all configs in turn, the L2 cold.
+
+    Args:
+        works: copies of one workload that together exceed the L2.
+        op: the operation to time.
+        configs: of that operation's class; equal ones are timed once.
+    """
+    device = works[0].x.device
+    distinct = list(dict.fromkeys(configs))
+    graphs = [ColdGraph([functools.partial(work.run, op, each) for work in works], device) for each in distinct]
+    medians = dict(zip(distinct, map(statistics.median, interleaved(graphs, ROUNDS))))
+    return [medians[each] for each in configs]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written ones both counted, of a device-to-device copy much larger than the L2."""
+    source = torch.randn(_COPIED_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    # Launched one by one: in a graph a copy is a node of its own kind, which on an H200 moves 2.8 TB/s instead of 4.2.
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) * 1e-3)
+    bandwidth: float = 2 * _COPIED_BYTES / statistics.median(seconds)
+    return bandwidth

@@ -1,4 +1,4 @@
-"""What to tell a user whose command needs a GPU where torch finds none: why that may be, and what to look at next."""
+"""For commands that need a GPU where there is none: why that may be, and what to look at next."""
 
 from __future__ import annotations
 
@@ -6,10 +6,26 @@ import os
 
 import torch
 
+from csgmv import launch
 
-def told() -> str:
-    """'needs a GPU, and torch finds none: …'."""
-    return f"needs a GPU, and torch finds none: {_advice()}"
+
+def require(command: str, instead: str = "") -> None:
+    """See that there is a GPU, on which kernels run.
+
+    Args:
+        command: that needs it.
+        instead: what works without.
+
+    Raises:
+        ValueError: torch finds none, or kernels are interpreted; says what to do.
+    """
+    if not torch.cuda.is_available():
+        reason = f"needs a GPU, and torch finds none: {_advice()}"
+    elif launch.INTERPRETED:
+        reason = "needs kernels that run on the GPU: unset TRITON_INTERPRET"
+    else:
+        return
+    raise ValueError("; ".join(filter(None, (f"{command} {reason}", instead))))
 
 
 def _advice() -> str:

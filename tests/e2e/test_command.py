@@ -218,7 +218,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--e2e"]) == cli.USER_ERROR
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "bench --e2e measures GPU times and there is no GPU here; `python -m csgmv.examples" in captured.err
+    assert "bench --e2e needs a GPU, and torch finds none: " in captured.err
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -230,7 +230,7 @@ def test_the_command_tells_what_was_measured(
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr("csgmv.bench.copy_bandwidth", lambda _: 4e12)
+    monkeypatch.setattr("csgmv.e2e.command.copy_bandwidth", lambda _: 4e12)
     monkeypatch.setattr(command, "report", lambda *_: made)
     readme, numbers = tmp_path / "README.md", tmp_path / "e2e.json"
     readme.write_text("<!-- e2e:begin -->\n<!-- e2e:end -->\n")

@@ -96,7 +96,7 @@ def test_results_of_another_gpu_are_refused(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2."""
     assert main(["agree", str(tmp_path), str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("csgmv agree: needs a GPU, and torch finds none: ")
+    assert capsys.readouterr().err.startswith("csgmv: error: agree needs a GPU, and torch finds none: ")
 
 
 @pytest.mark.gpu

@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_it_would_cost(configs: Path, capsys: pytest.Capture
 def test_without_a_gpu_it_says_so(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2."""
     assert main(["cross", "--configs", str(configs)]) == 2
-    assert "csgmv cross: needs a GPU" in capsys.readouterr().err
+    assert "csgmv: error: cross needs a GPU" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -152,7 +152,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capt
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2, and nothing is written."""
     assert main(["spot-check", "--out", str(tmp_path / "out")]) == 2
-    assert "csgmv spot-check: needs a GPU" in capsys.readouterr().err
+    assert "csgmv: error: spot-check needs a GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

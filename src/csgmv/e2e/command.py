@@ -15,13 +15,14 @@ import torch
 import triton
 
 import csgmv
-from csgmv import chunk_sizes, columns, files, launch, readme_block, workload
+from csgmv import chunk_sizes, columns, files, no_gpu, readme_block, workload
 from csgmv.e2e import options, random_adapters, random_model, reference, steps, stopwatch, ways
 from csgmv.e2e.random_adapters import Adapter
 from csgmv.e2e.results import SMALL_CHUNK, Batch, Report, Subject, Timed
 from csgmv.e2e.stopwatch import Stopwatch
 from csgmv.e2e.ways import Names, Way
 from csgmv.integrations import linear_layers
+from csgmv.measure import copy_bandwidth
 
 _CLEAR = 4  # an adapter's effect must be as many tolerances, or a wrong result could pass for a right one
 METHOD = f"{stopwatch.METHOD}. {steps.METHOD}"
@@ -168,13 +169,7 @@ def run(args: argparse.Namespace) -> int:
         ImportError: transformers is missing.
         OSError: a model's config is not found, or a file cannot be read or written.
     """
-    from csgmv.bench import copy_bandwidth
-
-    if launch.INTERPRETED or not torch.cuda.is_available():
-        raise ValueError(
-            "bench --e2e measures GPU times and there is no GPU here; "
-            "`python -m csgmv.examples.transformers` serves a model's adapters without one"
-        )
+    no_gpu.require("bench --e2e", "`python -m csgmv.examples.transformers` serves a model's adapters without one")
     if args.into is not None:
         readme_block.check(args.into, args.block or options.MARKER)
     device = torch.device("cuda", torch.cuda.current_device())

@@ -20,7 +20,7 @@ import torch
 from csgmv import arguments, dispatch
 from csgmv.config import ShrinkConfig
 from csgmv.expand import lora_expand
-from csgmv.integrations import installation
+from csgmv.integrations import installation, tensor_version
 from csgmv.integrations.installation import Installation
 from csgmv.integrations.lora_batch_info import BatchInfo, segments
 from csgmv.shrink import lora_shrink
@@ -122,15 +122,10 @@ class _Remembered:
     def __init__(self, tensor: torch.Tensor, offsets: tuple[int, ...]) -> None:
         key = id(tensor)
         self.tensor = weakref.ref(tensor, lambda _: _remembered.pop(key, None))
-        self.version, self.data_ptr, self.offsets = _version(tensor), tensor.data_ptr(), offsets
+        self.version, self.data_ptr, self.offsets = tensor_version.version(tensor), tensor.data_ptr(), offsets
 
 
 _remembered: dict[int, _Remembered] = {}
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Grows with every change in place; inference tensors do not count theirs and are taken not to change."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _read_offsets(offsets: Offsets) -> tuple[int, ...]:

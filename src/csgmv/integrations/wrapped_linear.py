@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
 
+from csgmv.integrations import tensor_version
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.layer import add_lora
 from csgmv.segments import Segments
@@ -124,14 +125,14 @@ class SharedInput:
         if segments is None or self._in_vain >= _PATIENCE:
             return self._computed([self.layers[place]], input, segments, place)[0]
         outputs = self._computed(self.layers, input, segments, None)
-        self._ahead = _Ahead(input, _version(input), [*outputs[:place], None, *outputs[place + 1 :]])
+        self._ahead = _Ahead(input, tensor_version.version(input), [*outputs[:place], None, *outputs[place + 1 :]])
         return outputs[place]
 
     def _ready(self, place: int, inputs: torch.Tensor) -> torch.Tensor | None:
         """What was computed for this layer when another one was called; None, and all is let go of, if it was not."""
         assert self._ahead is not None
-        known, version, outputs = self._ahead
-        output = outputs[place] if known is inputs and version == _version(inputs) else None
+        known, then, outputs = self._ahead
+        output = outputs[place] if known is inputs and then == tensor_version.version(inputs) else None
         if output is None:
             self._ahead = None
             self._in_vain += 1
@@ -260,8 +261,3 @@ class WrappedLinear:
     def put(self, slot: int, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
         """Fill a slot with an adapter's A [rank, input_dim] and B [output_dim, rank]."""
         self.shared.put(slot, self._place, lora_a, lora_b)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Grows with every change in place; inference tensors do not count theirs and are taken not to change."""
-    return -1 if tensor.is_inference() else tensor._version

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,6 @@ from csgmv.option_types import number
 from csgmv.tuning.lab import Lab
 from csgmv.tuning.side_by_side import Track, deciding, side_by_side
 
-NO_GPU = 2
 EXAMPLES = {
     "csgmv agree configs again": "After `csgmv tune --out again …`: how far is the search to be trusted?",
     "csgmv agree configs again --within 5 --least 99": "All but one key in a hundred within 5 % of time.",
@@ -128,14 +126,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, and return the exit status: 0 the runs agree, 1 they do not, 2 there is no GPU.
+    """Compare, and return the exit status: 0 the runs agree, 1 they do not.
 
     Raises:
-        ValueError: a file is broken, or there is nothing to compare.
+        ValueError: there is no GPU, a file is broken, or there is nothing to compare.
     """
-    if not torch.cuda.is_available():
-        print(f"csgmv agree: {no_gpu.told()}", file=sys.stderr)
-        return NO_GPU
+    no_gpu.require("agree")
     device = torch.device("cuda", torch.cuda.current_device())
     where = torch.cuda.get_device_name(device), triton.__version__
     first, second = (results_of(path, *where) for path in (args.first, args.second))

@@ -25,7 +25,6 @@ from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.session import Step, Summary
 from csgmv.tuning.tuner import tune
 
-NO_GPU = 2
 FAILED = 1
 EXAMPLES = {
     "csgmv tune --model Qwen/Qwen3-Embedding-0.6B --rank 64": "Every key of a model's layers, into ./configs.",
@@ -103,9 +102,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
-    if not args.dry_run and args.ray is None and not torch.cuda.is_available():
-        print(f"csgmv tune: {no_gpu.told()}; --dry-run and --ray work without", file=sys.stderr)
-        return NO_GPU
+    if not args.dry_run and args.ray is None:
+        no_gpu.require("tune", "--dry-run and --ray work without")
     plan = _plan(args)
     if args.dry_run:
         return _dry_run(plan)

@@ -8,7 +8,6 @@ are given a race each time; nothing else of them changes. A run may be stopped a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from csgmv.tuning.progress import Progress
 from csgmv.tuning.record import Archive, name
 from csgmv.tuning.rig import Gpu, Rig, spare_processes
 
-NO_GPU = 2
 FAILED = 1
 EXAMPLES = {
     "csgmv cross --dry-run": "How many timings there are, and how long they take.",
@@ -58,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
             if here in (None, where[0]):
                 print(*_planned(choice, where), sep="\n")
         return 0
-    if not torch.cuda.is_available():
-        print(f"csgmv cross: {no_gpu.told()}; --dry-run works without", file=sys.stderr)
-        return NO_GPU
+    no_gpu.require("cross", "--dry-run works without")
     started = time.monotonic()
     deadline = None if args.time_budget is None else started + args.time_budget
     summary = cross(args.configs, Gpu(), seed=args.seed, processes=args.processes, deadline=deadline)

@@ -16,9 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from csgmv import columns, dispatch, fallback, launch, layer_options, no_gpu, readme_block, records, rules, shares
+from csgmv import columns, dispatch, fallback, layer_options, no_gpu, readme_block, records, rules, shares
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.coverage import target
@@ -32,7 +30,6 @@ from csgmv.tuning.rig import Gpu, Rig, spare_processes
 from csgmv.tuning.spots import MODELS, RANKS, TP, Asked, Spot, Verdict, drawn, unraced, verdict
 from csgmv.tuning.tuner import tune
 
-NO_GPU = 2
 WORSE = 1
 MARKER = "spot-check"
 EXAMPLES = {
@@ -100,9 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
     measures = not args.tell and not args.dry_run
-    if measures and (not torch.cuda.is_available() or launch.INTERPRETED):
-        print(f"csgmv spot-check: {no_gpu.told()}; --tell and --dry-run work without", file=sys.stderr)
-        return NO_GPU
+    if measures:
+        no_gpu.require("spot-check", "--tell and --dry-run work without")
     where = target(None if measures else args.gpu, None if measures else args.triton)
     asked = Asked(args.models, args.ranks, args.tp, args.ops, args.dtype)
     left_out = (lambda text: print(f"left out: {text}", file=sys.stderr)) if not args.tell else (lambda _: None)
