@@ -35,6 +35,7 @@ from csgmv import (
     reference,
     rules,
     shrink,
+    warmup_command,
 )
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.integrations.peft_config import Size
@@ -283,8 +284,8 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(*argv: str) -> int:
     parser = argparse.ArgumentParser()
-    binaries.add_arguments(parser)
-    return binaries.run(parser.parse_args(argv))
+    warmup_command.add_arguments(parser)
+    return warmup_command.run(parser.parse_args(argv))
 
 
 def test_the_command_hands_its_options_over(
@@ -324,7 +325,7 @@ def test_the_command_hands_its_options_over(
 def test_progress_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Written over until it is complete, where standard output is not disturbed."""
     for done in (1, 2):
-        binaries._show(done, 2)
+        warmup_command._show(done, 2)
     assert capsys.readouterr() == ("", "\r1/2 binaries\r2/2 binaries\n")
 
 

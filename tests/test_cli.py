@@ -132,7 +132,17 @@ def test_a_missing_file_is_one_line(failing, tmp_path, capsys):
     """Wherever the error was raised."""
     failing.run = lambda _: (tmp_path / "none").read_text()
     assert cli.main(["fail"]) == 2
-    assert "csgmv: error: [Errno 2] No such file or directory" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"csgmv: error: {tmp_path / 'none'}: No such file or directory\n"
+
+
+def test_a_misspelt_option_is_told_by_its_command(capsys):
+    """With the command's usage, and what it may have meant."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["coverage", "--modle", "x"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: csgmv coverage ")
+    assert said.endswith("csgmv coverage: error: unknown: --modle x (did you mean --model?)\n")
 
 
 @pytest.mark.parametrize("name", ["torch", "triton"])

@@ -37,7 +37,7 @@ ANY: Mapping[str, set[str]] = {
     "explain": {"--op", "--dtype", "--batch-invariant", "--gpu"},
     "coverage": {"--dtype", "--ops", "--trust-remote-code", "--all", "--json", "--markdown"},
 }
-_MISSING = "No such file or directory: '/no/such'|/no/such: expected raw results, got no such file or folder"
+_MISSING = "/no/such: No such file or directory|/no/such: expected raw results, got no such file or folder"
 
 
 def _number(option: str, *wrong: str, wanted: str = "expected .*, got") -> list[Line]:
@@ -127,7 +127,7 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--host": [(["--host", "--markdown"], "^csgmv: error: --host: expected without --markdown and --json")],
         "--into": [
             (["--into", "README.md"], "^csgmv: error: --into: expected together with --markdown"),
-            (["--markdown", "--into", "/no/such"], "No such file or directory: '/no/such'"),
+            (["--markdown", "--into", "/no/such"], "/no/such: No such file or directory"),
             (["--markdown", "--into", "a-file"], "--into: expected one <!-- bench:begin -->"),
         ],
         "--block": [
@@ -184,7 +184,7 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--max-loss": _number("--max-loss", "-1", "nan"),
         "--into": [
             (["--into", "README.md"], "^csgmv: error: --into: expected together with --markdown"),
-            (["--markdown", "--into", "/no/such"], "No such file or directory: '/no/such'"),
+            (["--markdown", "--into", "/no/such"], "/no/such: No such file or directory"),
         ],
     },
     "demo": {},

@@ -7,12 +7,10 @@ they launch, so that whatever else a first launch does is done too.
 
 from __future__ import annotations
 
-import argparse
 import contextvars
 import functools
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,21 +21,14 @@ import torch
 import triton
 
 from csgmv import chunk_sizes as sizes_of_chunks
-from csgmv import columns, devices, launch, layer_options, no_gpu, plain_arguments, rules
+from csgmv import devices, launch, plain_arguments, rules
 from csgmv.expand import lora_expand
 from csgmv.grouping import segment_capacity
 from csgmv.layer import add_lora
 from csgmv.models import LayerShape, layer_shapes
-from csgmv.option_types import whole
 from csgmv.segments import Segments
 from csgmv.shrink import lora_shrink
 
-EXAMPLES = {
-    "csgmv warmup --model Qwen/Qwen3-Embedding-0.6B --rank 64 --max-tokens 8192 --max-loras 32": "Before a server "
-    "starts: its processes find the binaries in Triton's cache on disk.",
-    "csgmv warmup --adapter adapters/sql --max-tokens 2048 --max-loras 8 --ops add_lora": "Rank, layers and model as "
-    "an adapter's folder says; add_lora alone.",
-}
 # Part of each compilation is Python's own and holds its lock: more threads would only wait for it.
 _MOST_THREADS = 16
 APART = ("lora_a", "lora_b", "h", "base_output")
@@ -251,56 +242,3 @@ def _compile(calls: Iterable[Call], threads: int, progress: Callable[[int, int],
     finally:
         pool.shutdown(cancel_futures=True)
     return len(set(map(id, binaries)))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `csgmv warmup`."""
-    what = parser.add_argument_group("what to compile")
-    layer_options.add_arguments(what)
-    add = what.add_argument
-    add("--max-tokens", type=whole(1), required=True, metavar="N", help="most rows of x of any batch")
-    add("--max-loras", type=whole(1), required=True, metavar="N", help="most adapter slots of any batch")
-    add(
-        "--chunk-sizes",
-        type=whole(1),
-        nargs="+",
-        metavar="N",
-        help="of the Segments (default: those that they choose themselves)",
-    )
-    add("--padded", action="store_true", help="for calls with padded=True")
-    add("--batch-invariant", action="store_true", help="for calls with batch_invariant=True")
-    add("--apart", nargs="+", choices=APART, default=(), metavar="NAME", help=f"which are tuples: {', '.join(APART)}")
-    parser.add_argument(
-        "--threads",
-        type=whole(1),
-        metavar="N",
-        help="threads that compile (default: as many as processors, 16 at most)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Fill Triton's cache on disk, and return the exit status: 0 all well, 2 no GPU."""
-    no_gpu.require("warmup")
-    done = warmup(
-        layer_options.layers(args),
-        max_rank=layer_options.rank(args),
-        max_tokens=args.max_tokens,
-        max_loras=args.max_loras,
-        dtype=getattr(torch, args.dtype),
-        ops=args.ops,
-        chunk_sizes=args.chunk_sizes,
-        padded=args.padded,
-        batch_invariant=args.batch_invariant,
-        apart=args.apart,
-        threads=args.threads,
-        progress=_show if columns.rewritable(sys.stderr) else None,
-    )
-    print(
-        f"{done.binaries} binaries for {done.calls} kinds of calls in {done.seconds:.1f} s: in Triton's cache on disk"
-    )
-    return 0
-
-
-def _show(done: int, total: int) -> None:
-    """One line on the terminal, written over until it is complete."""
-    print(f"\r{done}/{total} binaries", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ imported only when chosen, so that `csgmv --help` need not wait for torch.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import inspect
 import io
@@ -48,7 +49,7 @@ COMMANDS = {
         "csgmv.tuning.spot_check", "judge the table by keys of untuned models, each searched afresh on this GPU"
     ),
     "warmup": _Command(
-        "csgmv.binaries", "compile every kernel that a model's layers can need, before the first launch"
+        "csgmv.warmup_command", "compile every kernel that a model's layers can need, before the first launch"
     ),
     "bench": _Command("csgmv.bench", "time the default config against the table's, and both against the memory"),
     "report": _Command("csgmv.reporting.command", "write an HTML page by which to judge raw results"),
@@ -82,7 +83,11 @@ class _CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         self.load()
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, with this command's usage, not by the parser of all commands
+            near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            self.error(f"unknown: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
+        return found, unknown
 
 
 def interpret_without_gpu() -> None:
@@ -163,7 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, OSError) as error:
         if not isinstance(error, OSError) and not _ours(error):
             raise
-        told = _missing(error) if isinstance(error, ImportError) else error
+        told = str(error)
+        if isinstance(error, ImportError):
+            told = _missing(error)
+        elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+            told = f"{os.fsdecode(error.filename)}: {error.strerror}"
         print(f"csgmv: error: {told}", file=sys.stderr)
         return USER_ERROR
 
