@@ -24,14 +24,16 @@ def _stale(chosen: choose.Choice) -> int:
     return sum(not kernel_hash.same_kernels(result.kernel_hash, today) for result in chosen.results)
 
 
-def _report(choice: choose.Choice) -> Iterator[str]:
+def _report(choice: choose.Choice, whole: bool) -> Iterator[str]:
+    """What was chosen, in numbers; with `whole` also the keys that nothing beat the default at."""
     for (gpu, triton), rows in choice.table.items():
         tuned = sum(row is not None for row in rows.values())
         yield (
-            f"{gpu}, Triton {triton}: {tuned} rows baked, {len(rows) - tuned} keys keep the default, "
+            f"{gpu}, Triton {triton}: {tuned} rows baked, {len(rows) - tuned} keys keep the default, which nothing "
+            f"beat by more than the noise{'' if whole else ' (--all lists them)'}; "
             f"chunk sizes for {len(choice.chunk_sizes[gpu, triton])} cells of batches"
         )
-    for target, rows in choice.table.items():
+    for target, rows in choice.table.items() if whole else ():
         yield from (f"default kept: {_name(target, key)}" for key, row in rows.items() if row is None)
     for duplicate in choice.duplicates:
         yield (
@@ -100,14 +102,16 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--diff", metavar="REV", help="write nothing; tell what the results have changed since this git revision"
     )
-    parser.add_argument("--all", action="store_true", help=f"with --diff: list all, not {diff.MOST} of a kind")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"list the keys that keep the default; with --diff: all rows, not {diff.MOST} of a kind",
+    )
     options = parser.parse_args(argv)
     if options.fresh and not options.check:
         parser.error("--fresh: expected together with --check")
     if options.into is not None and not options.regret:
         parser.error("--into: expected together with --regret")
-    if options.all and options.diff is None:
-        parser.error("--all: expected together with --diff")
     return options
 
 
@@ -126,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Faulty, history.Unknown, limits.Excessive) as error:
         print(error, file=sys.stderr)
         return 1
-    for line in _report(choice):
+    for line in _report(choice, options.all):
         print(line)
     if options.check:
         stale, difference = _stale(choice), _difference(text, options.out)
@@ -135,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{old}; `csgmv tune --stale` measures them again", file=sys.stderr)
         if difference:
             print(difference, file=sys.stderr)
+        else:
+            print(f"{options.out}: up to date")
         return 1 if difference or (stale and options.fresh) else 0
     print(f"{options.out}: {'written' if write(text, options.out) else 'up to date'}")
     return 0

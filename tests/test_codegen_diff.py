@@ -12,7 +12,7 @@ import pytest
 from codegen import diff
 from codegen.__main__ import main
 from codegen.source import choose, collect, records
-from fabricated import ADD_LORA, BETTER, DEFAULT, document, finalist, put, record, record_of
+from fabricated import ADD_LORA, BETTER, document, finalist, put, record, record_of
 
 OTHER = [64, *BETTER[1:]]
 
@@ -204,10 +204,3 @@ def test_without_git_or_a_repository(
     monkeypatch.setenv("PATH", "")
     assert told(tmp_path, "--diff", "HEAD") == 1
     assert capsys.readouterr().err == "--diff: expected git, which reads the revision, got no such program\n"
-
-
-def test_all_is_for_diff_alone(tmp_path: Path) -> None:
-    """Elsewhere everything is listed anyway."""
-    put(tmp_path, "kept/configs/a.json", document(record(DEFAULT[0] * 1.0)))
-    with pytest.raises(SystemExit):
-        told(tmp_path, "--all")

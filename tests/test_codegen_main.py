@@ -66,13 +66,17 @@ def test_raw_results_become_a_table(configs: Path, capsys: pytest.CaptureFixture
     assert tables["DEFAULTS"] == {"9.0": {"shrink": {128: tuple(BETTER), 512: tuple(BETTER)}}}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, chunk sizes for 1 cells of batches"
+        "NVIDIA H200, Triton 3.6.0: 1 rows baked, 1 keys keep the default, which nothing beat by more than the noise "
+        "(--all lists them); chunk sizes for 1 cells of batches"
     )
-    assert lines[1].startswith("default kept: NVIDIA H200, Triton 3.6.0, op shrink, ")
-    assert "chunk_size 64" in lines[1]
-    assert "chunk_size 16" in lines[2]
-    assert lines[2].endswith(": h200/a.json wins over h200/b.json")
-    assert lines[3].endswith("table.py: written")
+    assert "chunk_size 16" in lines[1]
+    assert lines[1].endswith(": h200/a.json wins over h200/b.json")
+    assert lines[2].endswith("table.py: written")
+    assert run(configs, "--all", "--check") == 0
+    _, kept, _, told = capsys.readouterr().out.splitlines()
+    assert kept.startswith("default kept: NVIDIA H200, Triton 3.6.0, op shrink, ")
+    assert "chunk_size 64" in kept
+    assert told.endswith("table.py: up to date")
 
 
 def test_raw_results_become_chunk_sizes(tmp_path: Path) -> None:
