@@ -34,8 +34,7 @@ class Change(NamedTuple):
     @property
     def noise_us(self) -> float:
         """What two times of one launch may differ by: as much as a tuned row must save to be baked."""
-        least = records.LEAST_GAIN * self.before.p50_us
-        return max(self.before.noise_us, self.after.noise_us, least)
+        return records.told_apart_us(self.before.p50_us, self.before.noise_us, self.after.noise_us)
 
     @property
     def slower_us(self) -> float:

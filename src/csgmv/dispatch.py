@@ -249,7 +249,7 @@ def config_for(given: object, expected: type[C], key: Key, device: torch.device,
     """
     config: object = given
     if config is None:
-        config = (choose(key, device, True) if batch_invariant else choose(key, device)).config
+        config = choose(key, device, batch_invariant).config
     if not isinstance(config, expected):
         raise TypeError(f"config: expected {expected.__name__} or None, got {type(given).__name__}")
     if given is not None:

@@ -101,9 +101,18 @@ def winner(result: Result) -> Timing | None:
 def fastest(finalists: Sequence[Timing], noise_us: float) -> Timing | None:
     """See `winner`; the tuner asks this before there is a result."""
     least = min((timing.p50_us for timing in finalists), default=0.0)
-    bound = least + min(noise_us, MOST_TIED * least)
-    tied = (timing for timing in finalists if timing.p50_us <= bound)
+    tied = (timing for timing in finalists if timing.p50_us <= tied_us(least, noise_us))
     return min(tied, key=lambda timing: rules.row_order(timing.row), default=None)
+
+
+def tied_us(least_us: float, noise_us: float) -> float:
+    """Up to which time a launch is as good as the fastest."""
+    return least_us + min(noise_us, MOST_TIED * least_us)
+
+
+def told_apart_us(default_us: float, *noises_us: float) -> float:
+    """How much a launch must take less, or more, than the default to be told apart from it."""
+    return max(LEAST_GAIN * default_us, *noises_us)
 
 
 def gain(result: Result) -> float:
@@ -120,7 +129,7 @@ def baked_row(result: Result) -> rules.Row | None:
     if best is None or result.default is None:
         return None if best is None else best.row
     saved = result.default.p50_us - best.p50_us
-    return best.row if saved > max(result.noise_us, LEAST_GAIN * result.default.p50_us) else None
+    return best.row if saved > told_apart_us(result.default.p50_us, result.noise_us) else None
 
 
 def slowdowns(result: Result) -> dict[rules.Row, float]:

@@ -64,7 +64,7 @@ def _least(calls: Iterable[_Times]) -> int:
     """
     totals = [_Time(*map(sum, zip(*column))) for column in zip(*calls)]
     best = min(totals)
-    bound = best.launch + min(best.noise, records.MOST_TIED * best.launch)
+    bound = records.tied_us(best.launch, best.noise)
     return next(size for size, total in zip(rules.CHUNK_SIZES, totals) if total.launch <= bound)
 
 

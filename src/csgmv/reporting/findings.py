@@ -89,10 +89,11 @@ class Finding:
     def slower_batches(self) -> Iterator[tuple[records.BatchTimes, float]]:
         """Batches on which the baked row loses to the default by more than the noise, each with default ÷ winner."""
         for batch in self.result.batches if self.baked is not None else ():
-            if batch.default_us is not None and batch.winner_us is not None:
-                noise_us = max(self.result.noise_us, records.LEAST_GAIN * batch.default_us)
-                if batch.winner_us - batch.default_us > noise_us:
-                    yield batch, batch.default_us / batch.winner_us
+            default_us, winner_us = batch.default_us, batch.winner_us
+            if default_us is None or winner_us is None:
+                continue
+            if winner_us - default_us > records.told_apart_us(default_us, self.result.noise_us):
+                yield batch, default_us / winner_us
 
 
 @dataclass(frozen=True)

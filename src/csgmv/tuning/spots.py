@@ -161,6 +161,6 @@ def verdict(spot: Spot, result: records.Result) -> Verdict | None:
     for times in (first, *(race.times for race in reversed(result.races))):
         if row is not None and row in times:
             default_us = None if default is None else times.get(default)
-            noise_us = max(result.noise_us, records.LEAST_GAIN * (default_us or 0.0))
+            noise_us = records.told_apart_us(default_us or 0.0, result.noise_us)
             return Verdict(spot, times[row], times[own.row], default_us, noise_us)
     return None
