@@ -45,6 +45,16 @@ def test_peft_writes_what_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "read"), [("All-Linear", "all-linear"), (["all-linear", "q_proj"], ["all-linear", "q_proj"])]
+)
+def test_the_word_for_all_layers_is_one_in_any_case_and_alone(written, read, tmp_path):
+    """As PEFT takes it; among names it is a name that no module has."""
+    content = {"peft_type": "LORA", "r": 8, "target_modules": written}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    assert peft_adapter.read(tmp_path).targets == read
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"peft_type": "IA3"}, "expected peft_type LORA, got 'IA3'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from csgmv import peft_adapter, rules
 from csgmv.models import LayerShape, layer_shapes, parse_layer
 from csgmv.option_types import whole
+from csgmv.target_modules import Targets
 
 LAYER = "a layer by hand: its name, columns of x and columns of each slice, e.g. qkv:1024:2048+1024+1024; repeatable"
 OPS = f"operations, some of {', '.join(rules.OPS)}"
@@ -61,7 +62,7 @@ def layers(args: argparse.Namespace) -> list[LayerShape]:
     for folder, adapter in zip(args.adapter, adapters):
         if not (args.model or adapter.base):
             raise ValueError(f"--adapter: expected --model too, since {folder} does not name its model, got none")
-    sources: list[tuple[str, peft_adapter.Targets | None]]
+    sources: list[tuple[str, Targets | None]]
     sources = [(args.model or adapter.base, adapter.targets) for adapter in adapters]
     if args.model and not adapters:
         sources = [(args.model, None)]

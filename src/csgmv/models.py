@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import decoders, known_models, peft_adapter, plain_arguments
+from csgmv import decoders, known_models, peft_adapter, plain_arguments, target_modules
 from csgmv.rules import MAX_SLICES
+from csgmv.target_modules import Targets
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def parse_layer(text: str) -> LayerShape:
 
 
 def layer_shapes(
-    model: str | Path | Any, tp: int = 1, trust_remote_code: bool = False, targets: peft_adapter.Targets | None = None
+    model: str | Path | Any, tp: int = 1, trust_remote_code: bool = False, targets: Targets | None = None
 ) -> list[LayerShape]:
     """The LoRA layers of a decoder, which are qkv, o, gate_up and down for a dense one.
 
@@ -85,12 +86,12 @@ def layer_shapes(
     plain_arguments.whole("tp", tp, 1)
     plain_arguments.flag("trust_remote_code", trust_remote_code)
     if targets is not None:
-        peft_adapter.check_targets(targets)
+        target_modules.check("targets", targets)
     config = _load(model, trust_remote_code) if isinstance(model, (str, Path)) else model
     config = _text_config(config)
     there = decoders.groups(config, tp)
     if targets is None:
-        targets = peft_adapter.ALL_LINEAR
+        targets = target_modules.ALL_LINEAR
     modules = [module for group in there for module in group.modules]
     num_layers = decoders.num_layers(config)
     wanted = {module for module in modules if peft_adapter.targeted(module, targets, num_layers)}

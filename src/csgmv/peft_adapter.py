@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
+
+from csgmv.target_modules import ALL_LINEAR, Targets, is_all_linear, regex_fault
 
 MOST_BYTES = 2**20  # of an adapter_config.json, which has about 1 kB
-ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the one that makes logits
 _MODELS = ("model.", "model.language_model.", "language_model.model.")  # where models keep their decoder's layers
-Targets = Union[str, Sequence[str]]  # a regular expression for whole paths of modules, or how these end
 
 
 class Adapter(NamedTuple):
@@ -86,26 +86,14 @@ def _targets(config: dict[str, Any], path: Path) -> Targets:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         wanted = "target_modules to be names or a regular expression"
         raise ValueError(f"{path}: expected {wanted}, got {reprlib.repr(found)}")
-    if isinstance(found, str) and found != ALL_LINEAR:
-        try:
-            re.compile(found)
-        except (re.error, RecursionError, OverflowError) as error:
-            wanted = "target_modules to be names or a regular expression"
-            raise ValueError(f"{path}: expected {wanted}, got {found!r}: {error}") from None
-        return found
-    return ALL_LINEAR if ALL_LINEAR in names else names
-
-
-def check_targets(targets: object) -> None:
-    """Raises TypeError or ValueError unless these are names, or a regular expression that compiles."""
-    wanted = "targets: expected names or a regular expression"
-    if isinstance(targets, str):
-        try:
-            re.compile(targets)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{wanted}, got {targets!r}: {error}") from None
-    elif not isinstance(targets, Sequence) or not all(isinstance(name, str) for name in targets):
-        raise TypeError(f"{wanted}, got {targets!r}")
+    if not isinstance(found, str):
+        return names
+    if is_all_linear(found):
+        return ALL_LINEAR
+    if fault := regex_fault(found):
+        wanted = "target_modules to be names or a regular expression"
+        raise ValueError(f"{path}: expected {wanted}, got {found!r}: {fault}")
+    return found
 
 
 def targeted(module: str, targets: Targets, num_layers: int) -> bool:
@@ -113,10 +101,10 @@ def targeted(module: str, targets: Targets, num_layers: int) -> bool:
 
     Args:
         module: its path in a decoder layer, such as "self_attn.q_proj"; or, without a dot, its name in the model.
-        targets: a regular expression, names, or ALL_LINEAR.
+        targets: a regular expression, names, or `target_modules.ALL_LINEAR`.
         num_layers: of the decoder.
     """
-    if targets == ALL_LINEAR:
+    if is_all_linear(targets):
         return "." in module
     if isinstance(targets, str):
         return any(re.fullmatch(targets, path) for path in _paths(module, num_layers))

@@ -12,9 +12,10 @@ import reprlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from csgmv import peft_adapter, rules
+from csgmv.target_modules import ALL_LINEAR, Targets, is_all_linear, regex_fault
 
 _HONOURED = {
     "alpha_pattern",
@@ -47,8 +48,6 @@ _INITIALISED_APART = (None, True, False, "gaussian", "orthogonal")
 
 _LARGEST = 3.4e38  # that float32 holds, as scalings do
 
-Names = Union[str, list[str]]  # a regular expression for whole paths of modules, or how these end
-
 
 class Size(NamedTuple):
     """An adapter's rank in one module, and what its product is scaled with."""
@@ -66,7 +65,7 @@ class AdapterConfig:
         rank, alpha: where no pattern says otherwise.
         rank_pattern, alpha_pattern: by regular expressions for how modules' paths end; the first that matches counts.
         rslora: the scaling is alpha / √rank, not alpha / rank.
-        targets: a regular expression, names, or `peft_adapter.ALL_LINEAR`.
+        targets: a regular expression, names, or `target_modules.ALL_LINEAR`.
         excluded: what is no target all the same.
         layers: numbers of the layers that are targeted, None for all.
         layers_patterns: what layers' numbers follow in a path; none for anything.
@@ -78,8 +77,8 @@ class AdapterConfig:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     rslora: bool
-    targets: Names
-    excluded: Names
+    targets: Targets
+    excluded: Targets
     layers: frozenset[int] | None
     layers_patterns: list[str]
 
@@ -102,7 +101,7 @@ class AdapterConfig:
             config.get("rank_pattern") or {},
             config.get("alpha_pattern") or {},
             bool(config.get("use_rslora")),
-            peft_adapter.ALL_LINEAR if _is_all_linear(targets) else targets,
+            ALL_LINEAR if is_all_linear(targets) else targets,
             config.get("exclude_modules") or [],
             None if layers in (None, []) else frozenset([layers] if isinstance(layers, int) else layers),
             [patterns] if isinstance(patterns, str) and patterns else list(patterns or []),
@@ -125,7 +124,7 @@ class AdapterConfig:
     def _targeted(self, path: str, all_linear: Collection[str]) -> bool:
         if self.excluded and matches(self.excluded, path):
             return False
-        if self.targets == peft_adapter.ALL_LINEAR:
+        if self.targets == ALL_LINEAR:
             return path in all_linear
         if not matches(self.targets, path):
             return False
@@ -141,7 +140,7 @@ class AdapterConfig:
         return int(found["number"]) if found else None
 
 
-def matches(names: Names, path: str) -> bool:
+def matches(names: Targets, path: str) -> bool:
     """Whether a module is meant by a regular expression for its whole path, or by one of several ends of it."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
@@ -158,10 +157,6 @@ def _ending(key: str) -> str:
 
 def _by_pattern(patterns: dict[str, Any], path: str, otherwise: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(_ending(key), path)), otherwise)
-
-
-def _is_all_linear(targets: object) -> bool:
-    return isinstance(targets, str) and targets.lower() == peft_adapter.ALL_LINEAR
 
 
 def _faults(config: dict[str, Any]) -> Iterator[str]:
@@ -188,7 +183,7 @@ def _target_faults(config: dict[str, Any]) -> Iterator[str]:
             yield f"expected layers_to_transform to be integers, got {reprlib.repr(layers)}"
     patterns = config.get("layers_pattern") or []
     listed = patterns if isinstance(patterns, list) else [patterns]
-    if not all(isinstance(pattern, str) and not _regex_fault(_numbered(pattern)) for pattern in listed):
+    if not all(isinstance(pattern, str) and not regex_fault(_numbered(pattern)) for pattern in listed):
         yield f"expected layers_pattern to be regular expressions, got {reprlib.repr(patterns)}"
 
 
@@ -205,7 +200,7 @@ def _number_faults(config: dict[str, Any]) -> Iterator[str]:
             if not fits(value):
                 yield f"expected {name} and {pattern} to hold {wanted}, got {reprlib.repr(value)}"
         for key in patterns:
-            if fault := _regex_fault(_ending(key)):
+            if fault := regex_fault(_ending(key)):
                 yield f"expected {pattern} to have regular expressions, got {reprlib.repr(key)}: {fault}"
 
 
@@ -219,15 +214,7 @@ def _is_finite(value: object) -> bool:
 
 def _names_faults(field: str, names: object) -> Iterator[str]:
     if isinstance(names, str):
-        if fault := _regex_fault(names):
+        if fault := regex_fault(names):
             yield f"expected {field} to be names or a regular expression, got {reprlib.repr(names)}: {fault}"
     elif not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         yield f"expected {field} to be names or a regular expression, got {reprlib.repr(names)}"
-
-
-def _regex_fault(pattern: str) -> str | None:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        return str(error)
-    return None

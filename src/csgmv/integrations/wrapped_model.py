@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from csgmv import peft_adapter
 from csgmv.integrations import linear_layers, peft_folder
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.integrations.linear_layers import Linear
 from csgmv.integrations.peft_config import Size, matches
 from csgmv.integrations.peft_folder import LoraWeights
 from csgmv.integrations.wrapped_linear import Serving, SharedInput, WrappedLinear
+from csgmv.target_modules import check, is_all_linear
 
 Adapter = Mapping[str, LoraWeights]  # by the path of the module
 
@@ -48,15 +47,9 @@ class WrappedModel:
             TypeError: target_modules are neither names nor a string.
             ValueError: target_modules is no regular expression.
         """
-        wanted = "target_modules: expected names or a regular expression"
-        if not isinstance(target_modules, Sequence) or not all(isinstance(name, str) for name in target_modules):
-            raise TypeError(f"{wanted}, got {target_modules!r}")
-        names = target_modules if isinstance(target_modules, str) else [*target_modules]
-        try:
-            named = {path for path, linear in self._linears.items() if linear is not None and matches(names, path)}
-        except re.error as error:
-            raise ValueError(f"{wanted}, got {target_modules!r}: {error}") from None
-        named |= self._all_linear if names == peft_adapter.ALL_LINEAR else set()
+        check("target_modules", target_modules)
+        named = {path for path, linear in self._linears.items() if linear is not None and matches(target_modules, path)}
+        named |= self._all_linear if is_all_linear(target_modules) else set()
         return [path for path in self._modules if path in named or any(path in each for each in adapters)]
 
     def device(self, paths: Iterable[str]) -> torch.device:
