@@ -140,6 +140,10 @@ def test_the_note_says_where_when_and_how(one: Path, capsys: pytest.CaptureFixtu
     note = bench(capsys, "--peers", one, "--markdown").rstrip().splitlines()[-1]
     assert note.startswith("NVIDIA H200, torch 2.11.0+cu130, Triton 3.6.0, csgmv ")
     assert ", 2026-11-21. " in note
+    assert cli.main(["bench", "--peers", str(one), "--measured-on", f"{LINE} 2026-11-20", "--markdown"]) == 0
+    told = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert told.startswith("NVIDIA H200, torch 2.11.0+cu130, Triton 3.6.0, csgmv ")
+    assert ", 2026-11-20. " in told
     assert peer_report.METHOD in note
     assert "Measured by `python bench_peers.py --json FILE`, told by `csgmv bench --peers " in note
 
@@ -185,7 +189,7 @@ def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA B200")
     assert peer_report.setting(None).gpu == "NVIDIA B200"
     assert peer_report.setting(None).torch == torch.__version__
-    assert peer_report.setting(f" {LINE}\n") == ("NVIDIA H200", "2.11.0+cu130", "3.6.0")
+    assert peer_report.setting(f" {LINE}\n") == ("NVIDIA H200", "2.11.0+cu130", "3.6.0", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--measured-on: expected the first line that bench_peers"):
         peer_report.setting(None)
@@ -196,7 +200,7 @@ def test_where_it_was_measured_is_this_gpu_or_must_be_said(monkeypatch: pytest.M
     [
         (
             ["--peers", "{one}", "--measured-on", "an H200"],
-            "--measured-on: expected 'GPU torch VERSION triton VERSION'",
+            "--measured-on: expected 'GPU torch VERSION triton VERSION [YYYY-MM-DD]'",
         ),
         (["--peers", "{one}", "{two}", "{one}"], "--peers: expected a suite in one file or two, got prefill in 3"),
         (["--peers", "{one}", "{other}"], "other.json: expected the same launches of decode as in "),

@@ -18,7 +18,7 @@ from csgmv.peers import NAMES, OURS, PEERS, Comparison, Run
 MARKER = "peers"
 SMALL_US = 8.0  # below such a floor launches cost more than memory
 _NOTHING = Comparison((), {})
-_LINE = re.compile(r"(?P<gpu>\S.*?) torch (?P<torch>\S+) triton (?P<triton>\S+)")
+_LINE = re.compile(r"(?P<gpu>\S.*?) torch (?P<torch>\S+) triton (?P<triton>\S+)( (?P<date>\d{4}-\d\d-\d\d))?")
 _CAPTIONS = {
     "prefill": (
         "Prefill: a decoder layer's eight LoRA calls, Qwen3-Embedding-0.6B, rank 64, 30,720 tokens, fp16, one "
@@ -77,6 +77,7 @@ class Setting(NamedTuple):
     gpu: str
     torch: str
     triton: str
+    date: str | None = None  # None where only the files' own can tell
 
     def __str__(self) -> str:
         return f"{self.gpu}, torch {self.torch}, Triton {self.triton}"
@@ -234,7 +235,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     told.add_argument(
         "--measured-on",
         metavar="LINE",
-        help="first line that bench_peers.py printed, 'GPU torch VERSION triton VERSION' (default: this machine's)",
+        help="first line that bench_peers.py printed, 'GPU torch VERSION triton VERSION', and after it the date if "
+        "the files are copies (default: this machine's, and the files' own date)",
     )
     told.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw csgmv and the best peer against the floor")
 
@@ -248,7 +250,7 @@ def setting(line: str | None) -> Setting:
     if line is not None:
         match = _LINE.fullmatch(line.strip())
         if match is None:
-            raise ValueError(f"--measured-on: expected 'GPU torch VERSION triton VERSION', got {line!r}")
+            raise ValueError(f"--measured-on: expected 'GPU torch VERSION triton VERSION [YYYY-MM-DD]', got {line!r}")
         return Setting(**match.groupdict())
     import torch
     import triton
@@ -271,7 +273,8 @@ def run(args: argparse.Namespace) -> int:
     runs = peers.together(args.peers)
     # bench_peers.py notes no date: a file's is no earlier than that of the measurement.
     date = datetime.date.fromtimestamp(max(path.stat().st_mtime for path in args.peers)).isoformat()
-    report = Report(runs, setting(args.measured_on), date, args.command_line)
+    where = setting(args.measured_on)
+    report = Report(runs, where, where.date or date, args.command_line)
     if args.into is not None:
         readme_block.put(args.into, report.markdown(), args.block or MARKER)
     else:

@@ -48,6 +48,22 @@ def test_the_cpu_has_no_target() -> None:
     assert target.of(torch.device("cpu")) is None
 
 
+def test_without_cuobjdump_the_gpu_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before: processes that compile load what they have compiled."""
+    monkeypatch.setattr(launch, "FOR_NVIDIA", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(target.dispatch, "device_limits", lambda _: rules.LIMITS["9.0"])
+    assert target.of(torch.device("cuda", 0)) == (90, rules.LIMITS["9.0"].shared_memory)
+
+    class Nowhere:
+        @property
+        def cuobjdump(self) -> Any:
+            raise RuntimeError("Cannot find cuobjdump")
+
+    monkeypatch.setattr(triton.knobs, "nvidia", Nowhere())
+    assert target.of(torch.device("cuda", 0)) is None
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(launch.INTERPRETED or not launch.FOR_NVIDIA, reason="kernels are not compiled for NVIDIA's GPUs")
 def test_what_they_compile_is_what_launches_find(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +73,8 @@ def test_what_they_compile_is_what_launches_find(monkeypatch: pytest.MonkeyPatch
     try:
         cases = [(key, to_row(config)) for name, (key, config) in CASES.items() if name != "too large"]
         told = [[future.result(120.0) for future in farm.submit(key, [row])[row]] for key, row in cases]
-        assert not farm._scribe.call("waked", limit=60.0)
-        assert not farm._farm.submit("waked", limit=60.0).result(60.0)
+        assert not farm._scribe.call("has_touched_gpu", limit=60.0)
+        assert not farm._farm.submit("has_touched_gpu", limit=60.0).result(60.0)
     finally:
         farm.close()
     hits: list[bool] = []

@@ -97,7 +97,7 @@ class Compiler:
         """Whether the next compilation stands a chance; nothing is launched here that could spoil it."""
         return True
 
-    def waked(self) -> bool:
+    def has_touched_gpu(self) -> bool:
         """Whether this process has touched a GPU."""
         return bool(torch.cuda.is_initialized())
 

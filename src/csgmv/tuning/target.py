@@ -40,7 +40,11 @@ class Target(NamedTuple):
 
 def of(device: torch.device) -> Target | None:
     """A device's target; None where only the device itself tells what kernels take: one of AMD's, or no cuobjdump."""
-    if device.type != "cuda" or not launch.FOR_NVIDIA or triton.knobs.nvidia.cuobjdump is None:
+    if device.type != "cuda" or not launch.FOR_NVIDIA:
+        return None
+    try:
+        _ = triton.knobs.nvidia.cuobjdump.path
+    except RuntimeError:  # "Cannot find cuobjdump"
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return Target(10 * major + minor, dispatch.device_limits(device).shared_memory)
