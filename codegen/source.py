@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from csgmv import columns, fallback, files, kernel_hash, readme_block, records, rules, shares
+    from csgmv import columns, fallback, files, kernel_hash, raw_results, readme_block, records, rules, shares
     from csgmv.baking import choose, collect, left_out
 else:
     _package = types.ModuleType("_csgmv_source")
@@ -26,6 +26,7 @@ else:
         "fallback",
         "files",
         "kernel_hash",
+        "raw_results",
         "readme_block",
         "records",
         "rules",
@@ -45,6 +46,7 @@ __all__ = [
     "files",
     "kernel_hash",
     "left_out",
+    "raw_results",
     "readme_block",
     "records",
     "rules",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from csgmv import config as configs
-from csgmv import dispatch, fallback, rules
+from csgmv import dispatch, fallback, footprint, rules
 from csgmv.tuning import space
 
 MIXES = ("random", "runs", "prompts", "turns", "one", "some", "none")
@@ -159,7 +159,7 @@ def read(line: str) -> Case:
     return Case(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
-def draw_kind(draw: random.Random, scale: Scale, dtypes: Sequence[str], limits: rules.Limits) -> Case:
+def draw_kind(draw: random.Random, scale: Scale, dtypes: Sequence[str], limits: footprint.Limits) -> Case:
     """A call without rows, whose config a device with these limits can run."""
     kind = Case(
         op=draw.choice(rules.OPS),
@@ -211,7 +211,7 @@ def _rank(draw: random.Random, max_rank: int) -> int:
     return max_rank if how < 0.4 else 0 if how < 0.5 else draw.randint(1, max_rank)
 
 
-def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) -> rules.Row:
+def _row(draw: random.Random, kind: Case, scale: Scale, limits: footprint.Limits) -> rules.Row:
     """A config from the kind's source, cut down to what the device can run."""
     if kind.source == "a row":
         tuned = (item for rows in dispatch.tables().rows.values() for item in fallback.flat(rows).items())
@@ -224,7 +224,7 @@ def _row(draw: random.Random, kind: Case, scale: Scale, limits: rules.Limits) ->
         low = configs.with_block_m(configs.from_row(kind.op, row), dispatch.INVARIANT_BLOCK_M)
         row = configs.to_row(low)
     plain = kind.source in ("a row", "the default")
-    while rules.resource_fault(row, kind.key, limits) or not (plain or _loaded(kind, row) <= scale.most_loaded):
+    while footprint.resource_fault(row, kind.key, limits) or not (plain or _loaded(kind, row) <= scale.most_loaded):
         row = _smaller(draw, kind, row)
     splits = "shrink_split_k" if kind.op == "add_lora" else "split_k"
     named = dict(zip(rules.FIELD_NAMES[kind.op], row))
@@ -254,9 +254,9 @@ def _loaded(kind: Case, row: rules.Row) -> int:
     for part, _, fields in rules.parts(kind.op, row):
         m, n, k = fields["block_m"], fields["block_n"], fields["block_k"]
         if part == "shrink":
-            numbers = (m + rules.shrink_columns(n, fields["column_tiles"], kind.key)) * k
+            numbers = (m + footprint.shrink_columns(n, fields["column_tiles"], kind.key)) * k
         else:
-            k = rules.rank_step(k, kind.max_rank)
+            k = footprint.rank_step(k, kind.max_rank)
             numbers = (m + n) * k + m * n
         most = max(most, numbers // (32 * fields["num_warps"]))
     return most
@@ -289,7 +289,7 @@ def _cells(kind: Case, part: str, fields: dict[str, Any]) -> int:
 
 
 def drawn(
-    seed: int, count: int, batches: int, scale: Scale, dtypes: Sequence[str], limits: rules.Limits
+    seed: int, count: int, batches: int, scale: Scale, dtypes: Sequence[str], limits: footprint.Limits
 ) -> Iterator[list[Case]]:
     """`count` cases, by kinds of `batches` cases each."""
     for number in range(-(-count // batches)):

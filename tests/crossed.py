@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from csgmv import records, rules
+from csgmv import raw_results, rules
 from csgmv.baking.choose import Choice, choose
 from csgmv.baking.collect import collect
 from csgmv.tuning.lab import Screening
@@ -46,7 +46,7 @@ def layer(
 def folder(path: Path, *contents: dict[str, Any]) -> Path:
     """Files of raw results under the names that the tuner gives them."""
     for content in contents:
-        first = next(iter(records.results(content)))
+        first = next(iter(raw_results.results(content)))
         put(path, str(name(first.gpu, first.triton, first.key)), content)
     return path
 

@@ -33,7 +33,7 @@ import fences
 import interpreting
 import published
 from cases import Case
-from csgmv import dispatch, launch, rules
+from csgmv import dispatch, footprint, launch
 from csgmv.tuning.worker import Failure, Farm
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -56,9 +56,9 @@ COUNTED: dict[str, Callable[[Case], object]] = {
 }
 
 
-def limits() -> rules.Limits:
+def limits() -> footprint.Limits:
     """What configs are drawn for: this GPU, or where there is none an H200."""
-    return dispatch.device_limits(DEVICE) if DEVICE.type == "cuda" else rules.LIMITS["9.0"]
+    return dispatch.device_limits(DEVICE) if DEVICE.type == "cuda" else footprint.LIMITS["9.0"]
 
 
 def drawn(seed: int, count: int, batches: int) -> Iterator[list[Case]]:

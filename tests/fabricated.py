@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from csgmv import checks, raw_results, records
+
 DEFAULT = [64, 16, 256, 1, 1, 4, 3, None, False]
 BETTER = [32, 32, 128, 2, 1, 4, 2, None, False]
+REMOVED = object()
 LLAMA = {  # config.json of a model
     "model_type": "llama",
     "hidden_size": 96,
@@ -165,3 +169,30 @@ def older(content: dict[str, Any], schema: int = 1) -> dict[str, Any]:
         if schema == 1:
             del one["batches"], one["tuned_on"]
     return content
+
+
+def faults(content: dict[str, Any]) -> list[str]:
+    """What is wrong with a file of this content."""
+    return raw_results.faults(checks.parse(json.dumps(content)))
+
+
+def bent(path: str, value: Any) -> dict[str, Any]:
+    """A valid file with one value changed; the path is written as in the faults, without the leading dollar."""
+    content = copy.deepcopy(document())
+    *way, last = [int(step) if step.isdigit() else step for step in path.replace("[", ".").replace("]", "").split(".")]
+    holder: Any = content
+    for step in way:
+        holder = holder[step]
+    if value is REMOVED:
+        del holder[last]
+    else:
+        holder[last] = value
+    return content
+
+
+def the_result(**more: Any) -> records.Result:
+    """Of a file with this one record."""
+    content = document(record(**more))
+    assert not faults(content)
+    (result,) = raw_results.results(content)
+    return result

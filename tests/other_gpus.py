@@ -33,15 +33,15 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from csgmv import binaries, dispatch, expand, fallback, launch, rules, shrink
+from csgmv import binaries, dispatch, expand, fallback, footprint, launch, rules, shrink
 from csgmv.models import LayerShape
 from csgmv.tuning.target import resources
 
 CPU = torch.device("cpu")
 TRITON = "3.6.0"
 LIMITS = {
-    **{f"sm_{capability.replace('.', '')}": limits for capability, limits in rules.LIMITS.items()},
-    "gfx942": rules.Limits(64 << 10, registers=4 * 512 * 64),  # AMD's CDNA3 ISA: LDS and vector registers of a CU
+    **{f"sm_{capability.replace('.', '')}": limits for capability, limits in footprint.LIMITS.items()},
+    "gfx942": footprint.Limits(64 << 10, registers=4 * 512 * 64),  # AMD's CDNA3 ISA: LDS and vector registers of a CU
 }
 MOST_STACK = 64  # bytes: a register or a few, where the compiler had none to spare
 H200 = "NVIDIA H200", "3.6.0"

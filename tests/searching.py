@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.tuning import model
 from csgmv.tuning.compile import Binary
 from csgmv.tuning.experience import Experience
@@ -17,7 +17,7 @@ from csgmv.tuning.record import Archive, Record, Run
 from csgmv.tuning.search import search
 from csgmv.tuning.worker import Failure
 
-H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+H200 = model.Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 LAUNCHES = 10
 RUN = Run("9.0", 132, "580.10", "13.0", "2.11.0+cu130", "0.1.0", "sha256:" + "a" * 64, 0, "2026-11-23", "cold")
 

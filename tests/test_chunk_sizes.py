@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from csgmv import chunk_sizes, dispatch, rules
+from csgmv import chunk_sizes, dispatch, footprint, rules
 from csgmv.segments import Segments
 
 GPU = torch.device("cuda", 0)
@@ -27,7 +27,7 @@ def on_h200(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
 
     def target(device: torch.device) -> dispatch.Target:
         asked.append(device)
-        return dispatch.Target("NVIDIA H200", "3.6.0", rules.Limits(232_448))
+        return dispatch.Target("NVIDIA H200", "3.6.0", footprint.Limits(232_448))
 
     monkeypatch.setattr(dispatch, "target", target)
     monkeypatch.setattr(chunk_sizes, "table", lambda: TABLE)

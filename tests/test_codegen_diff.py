@@ -11,7 +11,7 @@ import pytest
 
 from codegen import diff
 from codegen.__main__ import main
-from codegen.source import choose, collect, records
+from codegen.source import choose, collect, raw_results
 from fabricated import ADD_LORA, BETTER, document, finalist, put, record, record_of
 
 OTHER = [64, *BETTER[1:]]
@@ -21,7 +21,7 @@ def choice(*contents: dict[str, Any]) -> choose.Choice:
     return choose.choose(
         collect.Found(f"{index}.json", result)
         for index, content in enumerate(contents)
-        for result in records.results(content)
+        for result in raw_results.results(content)
     )
 
 

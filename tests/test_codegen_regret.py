@@ -10,7 +10,7 @@ import pytest
 from codegen import CONFIGS
 from codegen.__main__ import main
 from codegen.regret import HEADER, MARKER, Regret, losses, markdown, regrets, report
-from codegen.source import ROOT, choose, collect, left_out, readme_block, records
+from codegen.source import ROOT, choose, collect, left_out, raw_results, readme_block
 from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
@@ -40,8 +40,8 @@ LAYERS = [
 
 
 def judged(*contents: dict[str, Any]) -> list[Regret]:
-    assert not any(map(records.faults, contents))
-    found = [collect.Found("a.json", result) for content in contents for result in records.results(content)]
+    assert not any(map(raw_results.faults, contents))
+    found = [collect.Found("a.json", result) for content in contents for result in raw_results.results(content)]
     return list(regrets(choose.choose(found)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, rules
+from csgmv import AddLoraConfig, ExpandConfig, ShrinkConfig, footprint, rules
 from csgmv.config import default_config, from_row, to_row
 
 # Shared memory that one block may use: A100, RTX 30/40 (sm_86/89) and RTX 50 (sm_120), H100/H200.
@@ -69,16 +69,16 @@ def test_defaults_are_the_reference_pull_requests() -> None:
 @pytest.mark.parametrize("chunk_size", [1, 16, 128, 512])
 def test_the_default_fits_every_device(shared_memory: int, dtype: str, chunk_size: int) -> None:
     """The reference's tiles need 147,456 bytes at chunk 128, which an sm_86 does not have; ours are made to fit."""
-    limits = rules.Limits(shared_memory)
+    limits = footprint.Limits(shared_memory)
     key = rules.Key("add_lora", 4096, (4096, 1024, 1024), 256, 3, dtype, chunk_size, 64)
-    assert rules.resource_fault(to_row(default_config(key, limits)), key, limits) is None
+    assert footprint.resource_fault(to_row(default_config(key, limits)), key, limits) is None
 
 
 @pytest.mark.parametrize(("chunk_size", "rows"), [(1, 16), (16, 16), (48, 64), (64, 64), (512, 64)])
 def test_the_default_takes_no_segments_together(chunk_size: int, rows: int) -> None:
     """Its tile has no more rows than a segment, so that a batch of many adapters costs no more than before."""
     key = rules.Key("add_lora", 1024, (1024,), 64, 1, "bfloat16", chunk_size, 64)
-    config = default_config(key, rules.Limits(DEVICES["sm_90"]))
+    config = default_config(key, footprint.Limits(DEVICES["sm_90"]))
     assert isinstance(config, AddLoraConfig)
     assert (config.shrink.block_m, config.expand.block_m) == (rows, rows)
 
@@ -89,9 +89,9 @@ def test_the_default_shares_the_steps_of_a_low_tile(op: str, chunk_size: int, sl
     """Among its warps, where segments have 16 rows at most; with steps and a pipeline as everywhere else."""
     widths = (1024,) if op == "add_lora" else ()
     key = rules.Key(op, 4096, widths, 64, 1, "bfloat16", chunk_size, 8)
-    config = default_config(key, rules.Limits(DEVICES["sm_90"]))
+    config = default_config(key, footprint.Limits(DEVICES["sm_90"]))
     shrink = config.shrink if isinstance(config, AddLoraConfig) else config
-    assert shrink == ShrinkConfig(block_m=rules.row_tile(64, chunk_size), sliced_k=sliced)
+    assert shrink == ShrinkConfig(block_m=footprint.row_tile(64, chunk_size), sliced_k=sliced)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_default_shares_no_steps_too_short_for_it(
 ) -> None:
     """Four warps need steps of 64 columns: one of 16 rows and columns takes 4,096 bytes, twice that in float32."""
     key = rules.Key("shrink", 4096, (), 16, 1, dtype, 16, 1)
-    config = default_config(key, rules.Limits(shared_memory))
+    config = default_config(key, footprint.Limits(shared_memory))
     assert isinstance(config, ShrinkConfig)
     assert (config.block_k, config.sliced_k) == (block_k, sliced)
 
@@ -117,4 +117,4 @@ def test_a_device_without_room_is_refused() -> None:
     """Nothing is launched that cannot run."""
     key = rules.Key("shrink", 4096, (), 16, 1, "float16", 16, 1)
     with pytest.raises(ValueError, match="no shrink config fits a device with 512 bytes"):
-        default_config(key, rules.Limits(512))
+        default_config(key, footprint.Limits(512))

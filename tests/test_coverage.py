@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 
-from csgmv import cli, cover, coverage, dispatch, fallback, known_models, models, readme_block, rules
+from csgmv import cli, cover, coverage, dispatch, fallback, footprint, known_models, models, readme_block, rules
 from csgmv.tuning.plan import Plan
 from laid import tables
 
@@ -103,7 +103,7 @@ def test_other_versions_and_gpus_are_named(capture, monkeypatch) -> None:
     rows = known(dict.fromkeys(KEYS, ROW))
     _, said = capture(rows, *ASKED, "--gpu", GPU, "--triton", "3.6.0")
     assert f"other Triton version, exact (Triton {VERSION}), {len(KEYS)} keys whose loss was not measured" in said
-    elsewhere = fallback.Target("NVIDIA H100", VERSION, rules.LIMITS["9.0"], "9.0", 114)
+    elsewhere = fallback.Target("NVIDIA H100", VERSION, footprint.LIMITS["9.0"], "9.0", 114)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(coverage.launch, "INTERPRETED", False)
@@ -184,7 +184,7 @@ def test_a_part_of_a_gpu_s_name_is_enough(given: str, found: str) -> None:
     with tables(two_gpus()):
         where = coverage.target(given, None)
         assert (where.gpu, where.triton) == (found, triton.__version__)
-        assert where.limits == rules.LIMITS[where.architecture]
+        assert where.limits == footprint.LIMITS[where.architecture]
 
 
 @pytest.mark.parametrize("given", ["NVIDIA B200", "NVIDIA"])

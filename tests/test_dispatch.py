@@ -10,11 +10,11 @@ import torch
 
 import csgmv
 from batches import make_batch
-from csgmv import ShrinkConfig, dispatch, fallback, host, launch, rules
+from csgmv import ShrinkConfig, dispatch, fallback, footprint, host, launch, rules
 from csgmv.config import to_row
 from laid import tables
 
-LIMITS = rules.Limits(232_448, programmatic_launch=True)
+LIMITS = footprint.Limits(232_448, programmatic_launch=True)
 HERE = dispatch.Target("NVIDIA H200", "3.6.0", LIMITS)
 KEY = rules.Key("shrink", 1024, (), 64, 3, "float16", 64, 32)
 
@@ -90,8 +90,8 @@ def test_a_gpu_tells_its_architecture() -> None:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     assert where.architecture == f"{properties.major}.{properties.minor}"
     assert where.sm_count == properties.multi_processor_count
-    if where.architecture in rules.LIMITS:
-        assert where.limits == rules.LIMITS[where.architecture]
+    if where.architecture in footprint.LIMITS:
+        assert where.limits == footprint.LIMITS[where.architecture]
 
 
 def test_keys_come_from_the_tensors_of_a_launch() -> None:
@@ -157,7 +157,7 @@ def test_a_missing_table_means_defaults(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_config_that_the_device_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it lacks, before a compiler gets to say it in a thousand lines."""
     batch = make_batch([8], 8, 32, [16], 5)
-    monkeypatch.setattr(dispatch, "device_limits", lambda _: rules.Limits(101_376))
+    monkeypatch.setattr(dispatch, "device_limits", lambda _: footprint.Limits(101_376))
     dispatch._fault.cache_clear()
     call = batch.base_output, batch.x, batch.lora_a, batch.lora_b, batch.segments, batch.slice_offsets
     with pytest.raises(ValueError, match="config: overlap needs programmatic dependent launch"):

@@ -22,13 +22,13 @@ import published
 from batches import DEVICE
 from cases import Case
 from csgmv import config as configs
-from csgmv import expand, launch, rules, shrink
+from csgmv import expand, footprint, launch, rules, shrink
 from fences import Fenced, bits, fresh_memory
 
 CPU = torch.device("cpu")
 HERE = every_batch.DEVICE
 DTYPES = ("float16", "float32")
-H200 = rules.LIMITS["9.0"]
+H200 = footprint.LIMITS["9.0"]
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="compiles for minutes; python tests/every_batch.py does more")
 
 
@@ -232,7 +232,7 @@ def test_everything_is_drawn_and_nothing_that_cannot_run() -> None:
     """
     some = [group[0] for group in cases.drawn(0, 600, 1, cases.LARGE, DTYPES, H200)]
     for case in some:
-        assert case.config is None or rules.resource_fault(case.config, case.key, H200) is None, case
+        assert case.config is None or footprint.resource_fault(case.config, case.key, H200) is None, case
     for name, wanted in {
         "op": {*rules.OPS},
         "dtype": {*DTYPES},

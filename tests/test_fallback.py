@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from csgmv import fallback, rules
+from csgmv import fallback, footprint
 from csgmv.rules import Key, Row
 from lent import EXPAND, EXPAND_ROW, ROWS, SHRINK, SHRINK_ROW
 
-H200 = fallback.Target("NVIDIA H200", "3.6.0", rules.LIMITS["9.0"], "9.0", 132)
+H200 = fallback.Target("NVIDIA H200", "3.6.0", footprint.LIMITS["9.0"], "9.0", 132)
 
 
 def tables(*heads: tuple[str, str, list[Key]], **more: Any) -> fallback.Tables:
@@ -94,7 +94,7 @@ def test_a_row_that_does_not_fit_serves_nobody() -> None:
     large: Row = (64, 64, 256, 1, 1, 4, 3, None, False)
     known = fallback.Tables({("NVIDIA H200", "3.6.0"): fallback.by_layer({SHRINK: large, other: SHRINK_ROW})})
     assert fallback.serve(SHRINK, H200, known).row == large
-    small = H200._replace(limits=rules.LIMITS["8.6"])
+    small = H200._replace(limits=footprint.LIMITS["8.6"])
     assert fallback.serve(SHRINK, small, known)[:2] == (SHRINK_ROW, "nearest segment bucket (64)")
 
 

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from csgmv import dispatch, fallback, launch, rules
+from csgmv import dispatch, fallback, footprint, launch, rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, to_row
 
 pytestmark = pytest.mark.skipif(not launch.DEPENDENT, reason="some of these kernels wait for others")
 
 HERE = pathlib.Path(__file__).parent
-LIMITS = rules.Limits(232_448, programmatic_launch=True)
+LIMITS = footprint.Limits(232_448, programmatic_launch=True)
 
 
 def shrink_case(config: ShrinkConfig, *, max_rank: int = 64, **constants: object) -> list:
@@ -126,10 +126,12 @@ def test_shared_memory_is_what_the_rules_estimate() -> None:
         dims = {"input_dim": 1024} if config.op == "shrink" else {"input_dim": 0, "slice_widths": (256, 256, 256)}
         key = rules.Key(**{"op": config.op, "slice_widths": (), **dims}, max_rank=64, num_slices=3, dtype="bfloat16",
                         chunk_size=128, segment_bucket=64)  # fmt: skip
-        assert rules.resource_fault(to_row(config), key, LIMITS) is None
-        exactly = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=code["shared"] - 1))
+        assert footprint.resource_fault(to_row(config), key, LIMITS) is None
+        exactly = footprint.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=code["shared"] - 1))
         assert "shared memory" in str(exactly), (config, code["shared"])
-        generous = rules.resource_fault(to_row(config), key, LIMITS._replace(shared_memory=2 * code["shared"] + 4096))
+        generous = footprint.resource_fault(
+            to_row(config), key, LIMITS._replace(shared_memory=2 * code["shared"] + 4096)
+        )
         assert generous is None, (config, code["shared"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import triton
 
-from csgmv import cli, dispatch, fallback, rules
+from csgmv import cli, dispatch, fallback, footprint, rules
 
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)
 ROW = (64, 32, 128, 1, 4, 4, 3, 128, False)
@@ -85,7 +85,7 @@ def test_a_default_has_no_row(capsys):
 
 def test_a_named_gpu_that_the_table_knows_is_held_to_its_architecture_s_limits(capsys, monkeypatch):
     """And the output says so."""
-    elsewhere = fallback.Target("NVIDIA X100", triton.__version__, rules.UNLIMITED)
+    elsewhere = fallback.Target("NVIDIA X100", triton.__version__, footprint.UNLIMITED)
     monkeypatch.setattr(dispatch, "target", lambda _: elsewhere)
     text = explain(capsys, *SHRINK, "--segments", "8", *H200)
     assert "not in this machine: its limits are those of architecture 9.0" in text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csgmv import checks, cli, merge, records
+from csgmv import checks, cli, merge, raw_results
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.tuning.record import text
@@ -26,7 +26,7 @@ def combined(*contributions: Files) -> Files:
         for name, content in contribution.items():
             found += merge.measured(name, checks.parse(content))
     outcome = {str(name): text(content) for name, content in merge.merged(found).documents.items()}
-    assert not [fault for content in outcome.values() for fault in records.faults(checks.parse(content))]
+    assert not [fault for content in outcome.values() for fault in raw_results.faults(checks.parse(content))]
     return outcome
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import triton
 
-from csgmv import dispatch, fallback, launch, rules
+from csgmv import dispatch, fallback, footprint, launch, rules
 
 NVIDIA = {"sm_80": "8.0", "sm_86": "8.6", "sm_89": "8.9", "sm_90": "9.0", "sm_100": "10.0", "sm_120": "12.0"}
 ARCHITECTURES = (*NVIDIA, "gfx942")
@@ -54,8 +54,12 @@ def all_compiled() -> Iterator[tuple[str, bool, list[dict[str, Any]]]]:
         yield case["architecture"], case["lent"], keys
 
 
-def limits(architecture: str) -> rules.Limits:
-    return rules.LIMITS[NVIDIA[architecture]] if architecture in NVIDIA else rules.Limits(64 << 10, registers=131_072)
+def limits(architecture: str) -> footprint.Limits:
+    return (
+        footprint.LIMITS[NVIDIA[architecture]]
+        if architecture in NVIDIA
+        else footprint.Limits(64 << 10, registers=131_072)
+    )
 
 
 def check_that_it_fits(architecture: str, kernels: list[dict[str, Any]]) -> None:
@@ -97,7 +101,9 @@ def test_no_architecture_borrows_from_another(architecture: str) -> None:
     """Such a GPU gets the default. An H200's rows that are cut to 100 kB of shared memory fit, but without wgmma, which
     reads its operands from there, some need registers that are not left: 3,592 bytes spilled on sm_86.
     """
-    where = fallback.Target("another GPU", "3.6.0", rules.LIMITS.get(architecture, rules.UNLIMITED), architecture, 100)
+    where = fallback.Target(
+        "another GPU", "3.6.0", footprint.LIMITS.get(architecture, footprint.UNLIMITED), architecture, 100
+    )
     for key in (SMALL, LARGE, *LENT):
         choice = dispatch.resolve(key, where, dispatch.tables())
         assert (choice.step, choice.source, choice.gpu) == ("default", None, None)
@@ -113,7 +119,7 @@ def test_defaults_pass_the_rules_everywhere(op: str, dtype: str) -> None:
                 key = rules.Key(op, 1024 * (op != "expand"), (512,) * (op != "shrink"), max_rank, 1, dtype,
                                 chunk_size, 8)  # fmt: skip
                 row = dispatch.to_row(dispatch.default_config(key, limits(architecture)))
-                assert rules.resource_fault(row, key, limits(architecture)) is None
+                assert footprint.resource_fault(row, key, limits(architecture)) is None
                 assert op != "add_lora" or row[-1] is False
 
 
@@ -124,7 +130,7 @@ def test_limits_under_rocm_come_from_triton(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(triton.runtime.driver, "_active", driver, raising=False)
     limits = dispatch.device_limits.__wrapped__(torch.device("cuda", 0))
-    assert limits == rules.Limits(65_536)
+    assert limits == footprint.Limits(65_536)
     assert not limits.programmatic_launch
 
 
@@ -141,9 +147,9 @@ def test_programmatic_launch_takes_the_gpu_and_triton(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
     monkeypatch.setattr(launch, "DEPENDENT", dependent)
     limits = dispatch.device_limits.__wrapped__(torch.device("cuda", 0))
-    assert limits == rules.Limits(232_448, programmatic_launch=launches)
+    assert limits == footprint.Limits(232_448, programmatic_launch=launches)
 
 
 def test_the_limits_are_those_that_the_program_compiles_for() -> None:
     """Every architecture that the rules know is compiled for."""
-    assert set(NVIDIA.values()) == set(rules.LIMITS)
+    assert set(NVIDIA.values()) == set(footprint.LIMITS)

@@ -17,7 +17,19 @@ import torch
 
 import csgmv
 from batches import DEVICE, assert_close, make_batch, poisoned
-from csgmv import Segments, ShrinkConfig, chunk_sizes, dispatch, fallback, launch, lora_shrink, reference, rules, show
+from csgmv import (
+    Segments,
+    ShrinkConfig,
+    chunk_sizes,
+    dispatch,
+    fallback,
+    footprint,
+    launch,
+    lora_shrink,
+    reference,
+    rules,
+    show,
+)
 from csgmv.config import to_row
 from csgmv.overlay import Overlay, load_overlay
 from fabricated import BETTER, DEFAULT, document, finalist, put, record, record_of
@@ -194,7 +206,7 @@ def test_no_results_are_an_error(tmp_path: Path) -> None:
 
 def test_chunk_sizes_are_looked_up_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By batches whose caller names none, also where the answer was remembered."""
-    monkeypatch.setattr(dispatch, "target", lambda _: dispatch.Target(*H200, rules.UNLIMITED))
+    monkeypatch.setattr(dispatch, "target", lambda _: dispatch.Target(*H200, footprint.UNLIMITED))
     monkeypatch.setattr(dispatch.target, "cache_clear", lambda: None, raising=False)
     gpu = torch.device("cuda", 0)
     with tables(KNOWN, SIZES):

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from csgmv import refit, rules
+from csgmv import footprint, refit, rules
 from csgmv.rules import Key, Row
 from lent import ADD_LORA, EXPAND, ROWS, SHRINK
 
-LIMITS = rules.LIMITS["9.0"]
+LIMITS = footprint.LIMITS["9.0"]
 
 
-def fields(key: Key, source: Key, limits: rules.Limits = rules.UNLIMITED, **given: Any) -> dict[str, Any]:
+def fields(key: Key, source: Key, limits: footprint.Limits = footprint.UNLIMITED, **given: Any) -> dict[str, Any]:
     """The fields of the source's row, but for those given, as the key gets them."""
     named = dict(zip(rules.FIELD_NAMES[source.op], ROWS[source.op])) | given
     row = refit.adapted(tuple(named.values()), source, key, limits)
     assert row is not None
     assert rules.config_fault(key.op, row) is None
-    assert rules.resource_fault(row, key, limits) is None
+    assert footprint.resource_fault(row, key, limits) is None
     return dict(zip(rules.FIELD_NAMES[key.op], row))
 
 
@@ -28,7 +28,7 @@ def test_a_row_of_the_same_key_stays_as_it_was_measured() -> None:
     """Even where another would say the same in fewer tiles."""
     row: Row = (64, 64, 64, 4, 1, 4, 2, None, False)
     for dtype in ("bfloat16", "float16"):
-        assert refit.adapted(row, SHRINK, SHRINK._replace(dtype=dtype), rules.UNLIMITED) == row
+        assert refit.adapted(row, SHRINK, SHRINK._replace(dtype=dtype), footprint.UNLIMITED) == row
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_both_parts_of_add_lora_are_cut() -> None:
     }
     joined = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
     assert whole == {**joined, "overlap": True}
-    assert fields(key, ADD_LORA, rules.LIMITS["8.0"])["overlap"] is False
+    assert fields(key, ADD_LORA, footprint.LIMITS["8.0"])["overlap"] is False
 
 
 def test_whatever_is_borrowed_is_well_formed_and_fits() -> None:
     """On every architecture, for layers and ranks from the smallest to the largest; `fields` looks at each."""
     layers = itertools.product((16, 200, 1024, 28672), ((8,), (0, 24), (6144, 1024, 1024), (28672,) * 4))
     for (input_dim, widths), rank, limits, source in itertools.product(
-        layers, (1, 8, 48, 256), rules.LIMITS.values(), (SHRINK, EXPAND, ADD_LORA)
+        layers, (1, 8, 48, 256), footprint.LIMITS.values(), (SHRINK, EXPAND, ADD_LORA)
     ):
         dims = {"input_dim": input_dim * (source.op != "expand"), "slice_widths": widths * (source.op != "shrink")}
         key = source._replace(**dims, max_rank=rank, num_slices=len(widths), chunk_size=16)
@@ -160,7 +160,7 @@ def test_a_register_cap_is_dropped_where_the_rank_grows() -> None:
     source = EXPAND._replace(max_rank=64)
     row: Row = (16, 64, 64, 1, 2, 1, 128, False)
     for max_rank, cap in ((128, None), (64, 128), (16, 128)):
-        adapted = refit.adapted(row, source, source._replace(max_rank=max_rank, segment_bucket=1), rules.UNLIMITED)
+        adapted = refit.adapted(row, source, source._replace(max_rank=max_rank, segment_bucket=1), footprint.UNLIMITED)
         assert adapted is not None
         assert dict(zip(rules.FIELD_NAMES["expand"], adapted))["maxnreg"] == cap
 
@@ -201,10 +201,10 @@ def test_steps_are_not_shared_where_the_sums_of_all_warps_do_not_fit() -> None:
     """The row is lent all the same."""
     row: Row = (16, 32, 256, 1, 1, 8, 2, None, True)
     key = SHRINK._replace(input_dim=2048)
-    fits = rules.Limits(shared_memory=128 << 10)
+    fits = footprint.Limits(shared_memory=128 << 10)
     assert refit.adapted(row, SHRINK, key, fits) == row
     few = fits._replace(registers=32 * 8 * 64)  # 64 a thread, of which the sums would take 16
-    assert rules.resource_fault(row, key, few._replace(registers=32 * 8 * 48)) is not None
+    assert footprint.resource_fault(row, key, few._replace(registers=32 * 8 * 48)) is not None
     adapted = refit.adapted(row, SHRINK, key, few._replace(registers=32 * 8 * 48))
     assert adapted is not None
     assert adapted[-1] is False
@@ -239,7 +239,7 @@ def test_programs_that_are_enough_compute_as_many_tiles_in_a_narrower_layer(buck
     """More of them would only load h more often."""
     source = rules.Key("expand", 0, (4096,), 64, 1, "bfloat16", 16, bucket)
     row: Row = (64, 64, 64, 8, 4, 4, None, True)
-    adapted = refit.adapted(row, source, source._replace(slice_widths=(1024,)), rules.UNLIMITED)
+    adapted = refit.adapted(row, source, source._replace(slice_widths=(1024,)), footprint.UNLIMITED)
     assert adapted == (*row[:3], column_tiles, *row[4:])
 
 
@@ -248,6 +248,6 @@ def test_partials_are_not_summed_more_often_for_a_wider_layer() -> None:
     source, key = (ADD_LORA._replace(num_slices=1, slice_widths=(width,)) for width in (1024, 8192))
     for split_k, column_tiles in ((8, 8), (1, 1)):
         row: Row = (16, 64, 128, 1, split_k, 4, 3, None, False, 16, 64, 64, 1, 4, 1, None, False, True)
-        adapted = refit.adapted(row, source, key, rules.UNLIMITED)
+        adapted = refit.adapted(row, source, key, footprint.UNLIMITED)
         assert adapted is not None
         assert dict(zip(rules.FIELD_NAMES["add_lora"], adapted))["expand_column_tiles"] == column_tiles

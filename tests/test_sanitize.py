@@ -10,7 +10,7 @@ import torch
 import cases
 import sanitize
 from csgmv import config as configs
-from csgmv import rules
+from csgmv import footprint, rules
 from fences import Fenced
 
 CLEAN = "========= COMPUTE-SANITIZER\n42 launches, all right\n========= ERROR SUMMARY: 0 errors\n"
@@ -39,7 +39,7 @@ def test_launches_cover_every_way_through_the_kernels() -> None:
     pairs = [configs.from_row("add_lora", case.config) for case in made if case.op == "add_lora" and case.config]
     assert {pair.overlap for pair in pairs} == {False, True}
     assert {case.op for case in made} == {*rules.OPS}
-    groups = {rules.group_size(fields["block_m"], 16) > 1 for _, _, fields in parts}
+    groups = {footprint.group_size(fields["block_m"], 16) > 1 for _, _, fields in parts}
     assert groups == {False, True}
     assert {case.padded for case in made} == {False, True}
     assert len({case.grouping for case in made}) == 4

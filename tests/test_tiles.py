@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from batches import DEVICE, DTYPES, assert_close, make_batch
-from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, reference, rules, tiles
+from csgmv import AddLoraConfig, ExpandConfig, Segments, ShrinkConfig, add_lora, footprint, reference, tiles
 
 SHRINK = {"block_n": 32, "block_k": 32, "column_tiles": 2}
 WAYS = {
@@ -102,7 +102,7 @@ def test_deal(chunk_size: int, block_m: int, dealt: tuple[int, int, int]) -> Non
     assert segments.active_adapters == 1
     segments = dataclasses.replace(segments, active_adapters=0)  # as where the host does not know
     group, programs, row_tiles = dealt
-    assert rules.group_size(block_m, chunk_size) == group
+    assert footprint.group_size(block_m, chunk_size) == group
     assert tiles.deal(segments, group, block_m) == (programs, row_tiles)
     assert programs * row_tiles * block_m >= 150
 

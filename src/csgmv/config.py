@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Union
 
-from csgmv import rules
+from csgmv import footprint, rules
 
 # Not dataclasses.astuple: that copies recursively, which is slow, and the tuner makes hundreds of thousands of rows.
 _values = {op: operator.attrgetter(*rules.FIELD_NAMES[op]) for op in ("shrink", "expand")}
@@ -155,7 +155,7 @@ def _smaller(config: ShrinkConfig | ExpandConfig) -> Iterator[Any]:
                     yield replace(config, block_m=block_m, block_k=block_k, num_stages=num_stages)
 
 
-def default_config(key: rules.Key, limits: rules.Limits) -> Config:
+def default_config(key: rules.Key, limits: footprint.Limits) -> Config:
     """The built-in config for a key that no table row serves: the class defaults, made to fit the device.
 
     Its tiles have no more rows than a segment: what taking segments together gains depends on the batch.
@@ -171,11 +171,11 @@ def default_config(key: rules.Key, limits: rules.Limits) -> Config:
     plain = _CLASSES[key.op]()
     if key.op == "expand" and plain.block_k >= key.max_rank:
         plain = replace(plain, num_stages=1)  # the whole rank at once and one tile: there is nothing to pipeline
-    plain = replace(plain, block_m=rules.row_tile(plain.block_m, key.chunk_size))
+    plain = replace(plain, block_m=footprint.row_tile(plain.block_m, key.chunk_size))
     configs = _smaller(plain)
     if key.op == "shrink" and plain.block_m == 16:  # 10 to 25 % faster (H200, 4,096 columns, 1 to 32 segments)
         configs = itertools.chain(_smaller(replace(plain, sliced_k=True)), configs)
     for config in configs:
-        if rules.resource_fault(to_row(config), key, limits) is None:
+        if footprint.resource_fault(to_row(config), key, limits) is None:
             return config  # type: ignore[no-any-return]
     raise ValueError(f"no {key.op} config fits a device with {limits.shared_memory} bytes of shared memory")

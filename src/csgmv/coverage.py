@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 import triton
 
-from csgmv import columns, dispatch, known_models, launch, layer_options, readme_block, rules
+from csgmv import columns, dispatch, footprint, known_models, launch, layer_options, readme_block, rules
 from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers
 from csgmv.option_types import number, version, whole
 from csgmv.shares import percent
@@ -180,7 +180,7 @@ def target(gpu: str | None, version: str | None) -> dispatch.Target:
         wanted = f"--gpu: expected one of the table's, {', '.join(known) or 'which has none'}"
         raise ValueError(f"{wanted}; got {gpu if gpu is not None else 'none, and there is no GPU here'}")
     architecture, sm_count = known[names[0]]
-    limits = rules.LIMITS.get(architecture, rules.UNLIMITED)
+    limits = footprint.LIMITS.get(architecture, footprint.UNLIMITED)
     return dispatch.Target(names[0], version or triton.__version__, limits, architecture, sm_count)
 
 

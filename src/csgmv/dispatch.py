@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 import triton
 
-from csgmv import devices, fallback, launch, plain_arguments, rules, tuned
+from csgmv import devices, fallback, footprint, launch, plain_arguments, rules, tuned
 from csgmv.config import (
     AddLoraConfig,
     Config,
@@ -97,16 +97,16 @@ def tables() -> fallback.Tables:
 
 
 @functools.cache
-def device_limits(device: torch.device) -> rules.Limits:
+def device_limits(device: torch.device) -> footprint.Limits:
     """What one block may use on this device; for the CPU, where kernels are interpreted, next to everything."""
     if device.type != "cuda":
-        return rules.UNLIMITED
+        return footprint.UNLIMITED
     if torch.version.hip is not None:
         # "HIP doesn't have shared_memory_per_block_optin in device properties" (torch/cuda/_utils.py); Triton asks HIP.
         said = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
-        return rules.Limits(said["max_shared_mem"])
+        return footprint.Limits(said["max_shared_mem"])
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub leaves most of them out
-    return rules.Limits(
+    return footprint.Limits(
         shared_memory=properties.shared_memory_per_block_optin,
         registers=properties.regs_per_multiprocessor,
         programmatic_launch=torch.version.cuda is not None and properties.major >= 9 and launch.DEPENDENT,
@@ -238,7 +238,7 @@ class Instead:
 
 @functools.lru_cache(maxsize=4096)
 def _fault(config: Config, key: Key, device: torch.device) -> str | None:
-    return rules.resource_fault(to_row(config), key, device_limits(device))
+    return footprint.resource_fault(to_row(config), key, device_limits(device))
 
 
 def config_for(given: object, expected: type[C], key: Key, device: torch.device, batch_invariant: bool = False) -> C:

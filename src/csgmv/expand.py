@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.compiler import is_dynamo_compiling
 
-from csgmv import arguments, dispatch, launch, rules, slices, tiles
+from csgmv import arguments, dispatch, footprint, launch, rules, slices, tiles
 from csgmv.config import ExpandConfig
 from csgmv.segments import Segments
 from csgmv.slices import Sliced, SomeSliced
@@ -382,7 +382,7 @@ class ExpandLaunch(launch.Launch):
         b_parts, base_parts = slices.parts(lora_b), slices.parts(base_output)
         b_apart, base_apart = len(b_parts) > 1, len(base_parts) > 1
         max_rank = b_parts[0].shape[2]
-        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        self._block_m, self._group = config.block_m, footprint.group_size(config.block_m, chunk_size)
         ends, even, self._column_programs = _columns(slice_offsets, config.block_n, config.column_tiles)
         b_stride = None if b_apart else b_parts[0].shape[1] * max_rank
         strides = tuple(base.stride(0) for base in base_parts)
@@ -401,7 +401,7 @@ class ExpandLaunch(launch.Launch):
             "GROUPED": self._group > 1,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
-            "BLOCK_K": rules.rank_step(config.block_k, max_rank),
+            "BLOCK_K": footprint.rank_step(config.block_k, max_rank),
             "NUM_STAGES": config.num_stages,
             "PREFETCH": config.prefetch and launch.FOR_NVIDIA and not launch.INTERPRETED,
         }

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import refit, rules
+from . import footprint, refit, rules
 from .rules import Key, Row
 
 # A table holds rows by what keys say of the layer, then by what they say of the batch: with whole keys 10,000 rows take
@@ -66,7 +66,7 @@ class Target(NamedTuple):
 
     gpu: str
     triton: str
-    limits: rules.Limits
+    limits: footprint.Limits
     architecture: str = ""
     sm_count: int = 0
 

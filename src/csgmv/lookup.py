@@ -11,7 +11,7 @@ import argparse
 import torch
 import triton
 
-from csgmv import columns, config, dispatch, launch, rules
+from csgmv import columns, config, dispatch, footprint, launch, rules
 from csgmv.option_types import architecture, version, whole
 from csgmv.show import bucket_text, widths_text
 
@@ -111,8 +111,8 @@ def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
     if named.gpu == here.gpu and not interpreted:
         return named, "this machine's"
     architecture, sm_count = dispatch.tables().gpus.get(named.gpu, (args.architecture or "", args.sm_count))
-    limits = rules.LIMITS.get(architecture)
-    named = named._replace(limits=limits or rules.UNLIMITED, architecture=architecture, sm_count=sm_count)
+    limits = footprint.LIMITS.get(architecture)
+    named = named._replace(limits=limits or footprint.UNLIMITED, architecture=architecture, sm_count=sm_count)
     return (
         named,
         f"not in this machine: its limits are {f'those of architecture {architecture}' if limits else 'not checked'}",

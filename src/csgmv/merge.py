@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from csgmv import checks, files, records, rules
+from csgmv import checks, files, raw_results, rules, schemas
 from csgmv.baking.choose import Worth, worth
 from csgmv.baking.collect import Document, Faulty, documents, nothing
 from csgmv.tuning import record as layout
@@ -67,9 +67,9 @@ class Merged(NamedTuple):
 
 def measured(file: str, document: Mapping[str, Any]) -> Iterator[Measured]:
     """The records in a document that has no faults, by today's schema."""
-    document = records.upgraded(document)
+    document = schemas.upgraded(document)
     runs = document["runs"]
-    for whole, result in zip(document["records"], records.results(document)):
+    for whole, result in zip(document["records"], raw_results.results(document)):
         record = {name: value for name, value in whole.items() if name != "races"}
         run = runs[record["run"]]
         content = json.dumps([{**record, "run": 0}, run], sort_keys=True)
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     outcome = merged(every)
     texts = {args.out / name: layout.text(document) for name, document in outcome.documents.items()}
     for path, text in texts.items():
-        faults = records.faults(checks.parse(text))
+        faults = raw_results.faults(checks.parse(text))
         assert not faults, f"{path}: what was merged breaks the schema: {faults}"
     written = [path for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
     for path in written:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from . import rules
+from . import footprint, rules
 from .rules import Key, Row
 
 
@@ -75,7 +75,7 @@ def _expand_forms(row: dict[str, Any], source: Key, key: Key, splits: int) -> It
         tiles = -(-key.chunk_size * key.segment_bucket // row["block_m"]) * sum(key.slice_widths) // block_n
         column_tiles = max(scaled, min(column_tiles, tiles // ENOUGH))
     row = {**row, "block_n": block_n, "column_tiles": max(1, min(column_tiles, 64, -(-widest // block_n)))}
-    had, depth = (rules.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
+    had, depth = (footprint.rank_step(rules.MAX_RANK, rank) for rank in (source.max_rank, key.max_rank))
     if depth > had:
         row = {**row, "maxnreg": None}  # a cap that a smaller rank's h was well under
     whole = row["block_k"] >= source.max_rank
@@ -95,7 +95,11 @@ _FORMS = {"shrink": _shrink_forms, "expand": _expand_forms}  # of a kernel's fie
 
 def _block_m(block_m: int, source: Key, key: Key) -> int:
     """Rows of a tile: one that held no more than a segment does not take neighbours in where segments are shorter."""
-    return rules.row_tile(block_m, key.chunk_size) if rules.group_size(block_m, source.chunk_size) == 1 else block_m
+    return (
+        footprint.row_tile(block_m, key.chunk_size)
+        if footprint.group_size(block_m, source.chunk_size) == 1
+        else block_m
+    )
 
 
 def _depths(num_stages: int) -> range:
@@ -103,7 +107,7 @@ def _depths(num_stages: int) -> range:
     return range(num_stages, min(num_stages, 2) - 1, -1)
 
 
-def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+def _cut(row: Row, source: Key, key: Key, limits: footprint.Limits) -> Row | None:
     """The first form of a row that fits. One that takes too much is tried with fewer stages, down to a pipeline of two,
     before the next one is; then all of them without a pipeline.
     """
@@ -116,7 +120,7 @@ def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
         there, names = key._replace(op=op), rules.FIELD_NAMES[op]
         for form, depth in depths + [(form, 1) for form in forms]:
             tried = form | {"num_stages": depth}
-            if not rules.resource_fault([tried[name] for name in names], there, limits):
+            if not footprint.resource_fault([tried[name] for name in names], there, limits):
                 fields |= {prefix + name: value for name, value in tried.items()}
                 splits = tried.get("split_k", 1)
                 break
@@ -128,16 +132,16 @@ def _cut(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
     return tuple(whole.values())
 
 
-def default(row: Row, key: Key, limits: rules.Limits) -> Row | None:
+def default(row: Row, key: Key, limits: footprint.Limits) -> Row | None:
     """An architecture's default as a key can use it: it is for any dimensions, and not from the largest ranks."""
     return _cut(row, key._replace(max_rank=min(key.max_rank, WHOLE_RANK)), key, limits)
 
 
-def adapted(row: Row, source: Key, key: Key, limits: rules.Limits) -> Row | None:
+def adapted(row: Row, source: Key, key: Key, limits: footprint.Limits) -> Row | None:
     """A row of one key as another of the same operation can use it; None where the device can run no form of it.
 
     For its own key, in either 16-bit dtype, it stays as it was measured.
     """
     if source._replace(dtype=key.dtype) != key:
         return _cut(row, source, key, limits)
-    return row if rules.resource_fault(row, key, limits) is None else None
+    return row if footprint.resource_fault(row, key, limits) is None else None

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch.compiler import is_dynamo_compiling
 
-from csgmv import arguments, dispatch, launch, rules, slices, tiles
+from csgmv import arguments, dispatch, footprint, launch, rules, slices, tiles
 from csgmv.config import ShrinkConfig
 from csgmv.segments import Segments
 from csgmv.slices import Sliced, SomeSliced
@@ -304,7 +304,7 @@ class ShrinkLaunch(launch.Launch):
     ) -> None:
         a_parts = slices.parts(lora_a)
         width, input_dim = len(a_parts) * a_parts[0].shape[1], a_parts[0].shape[2]
-        self._block_m, self._group = config.block_m, rules.group_size(config.block_m, chunk_size)
+        self._block_m, self._group = config.block_m, footprint.group_size(config.block_m, chunk_size)
         self._column_programs = -(-width // (config.block_n * config.column_tiles))
         self._sizes, self._split_k = (input_dim, x.stride(0), num_slices), config.split_k
         constants = {
@@ -320,7 +320,7 @@ class ShrinkLaunch(launch.Launch):
             "COLUMN_TILES": config.column_tiles,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
-            "LAST_N": rules.last_tile(config.block_n, config.column_tiles, width),
+            "LAST_N": footprint.last_tile(config.block_n, config.column_tiles, width),
             "BLOCK_K": config.block_k,
             "PARTS_K": config.num_warps if config.sliced_k else 1,
         }

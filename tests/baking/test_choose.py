@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import records
+from csgmv import raw_results
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import Found
 from fabricated import BETTER, DEFAULT, document, finalist, record
@@ -16,8 +16,8 @@ OTHER = [16, 64, 128, 1, 2, 8, 3, 96, True]
 
 
 def found(file: str, content: dict[str, Any]) -> list[Found]:
-    assert not records.faults(content)
-    return [Found(file, result) for result in records.results(content)]
+    assert not raw_results.faults(content)
+    return [Found(file, result) for result in raw_results.results(content)]
 
 
 def on(date: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import records, rules
+from csgmv import raw_results, records, rules
 from csgmv.baking.chunk_sizes import ChunkSizes, fastest
 from fabricated import ADD_LORA, DEFAULT, EXPAND, document, record_of, timing
 
@@ -19,8 +19,8 @@ FULL = (2048, 8)  # tokens, adapters: 256 rows an adapter fill segments of every
 def results(head: Mapping[str, Any], us: Mapping[int, float], batch: tuple[int, int], **more: Any) -> list[Any]:
     """One result for each chunk size that has a time."""
     content = document(*(record_of(head["op"], time, size, *batch, **more) for size, time in us.items()), **head)
-    assert not records.faults(content)
-    return list(records.results(content))
+    assert not raw_results.faults(content)
+    return list(raw_results.results(content))
 
 
 def sizes(*everything: list[Any]) -> ChunkSizes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import records
+from csgmv import raw_results, records
 from csgmv.baking.defaults import on_average
 from fabricated import ADD_LORA, BETTER, DEFAULT, EXPAND, document, finalist, record
 
@@ -16,8 +16,8 @@ EXPAND_ROW = (64, 64, 64, 4, 4, 3, None, True)
 
 
 def results(*contents: dict[str, Any]) -> list[records.Result]:
-    assert not any(map(records.faults, contents))
-    return [result for content in contents for result in records.results(content)]
+    assert not any(map(raw_results.faults, contents))
+    return [result for content in contents for result in raw_results.results(content)]
 
 
 def timed(input_dim: int, times: dict[tuple[Any, ...], float], **more: Any) -> dict[str, Any]:

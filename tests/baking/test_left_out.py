@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import fallback, records, rules
+from csgmv import fallback, raw_results, records, rules
 from csgmv.baking import left_out
 from csgmv.baking.choose import Choice, Target, choose
 from csgmv.baking.collect import Found
@@ -33,8 +33,8 @@ def choice() -> Choice:
         layer(1024, 5, triton="3.5.1"),
         layer(1024, 1, gpu="NVIDIA H100"),
     ]
-    assert not any(map(records.faults, contents))
-    return choose(Found("a.json", result) for content in contents for result in records.results(content))
+    assert not any(map(raw_results.faults, contents))
+    return choose(Found("a.json", result) for content in contents for result in raw_results.results(content))
 
 
 def test_as_if_the_tables_were_made_without_them(choice: Choice) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgmv import dispatch, fallback, kernel_hash, misses, record_misses, rules
+from csgmv import dispatch, fallback, footprint, kernel_hash, misses, record_misses, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import command, fleet
 from csgmv.tuning.plan import Keys, Plan
@@ -159,7 +159,7 @@ def test_what_was_tuned_is_loaded_at_once(
         put(folder, "a.json", document(record()))
         return Summary(tuned=1, fresh=0, failed=0, left=2)
 
-    where = dispatch.Target("NVIDIA H200", "3.6.0", rules.UNLIMITED, "9.0", 132)
+    where = dispatch.Target("NVIDIA H200", "3.6.0", footprint.UNLIMITED, "9.0", 132)
     monkeypatch.setattr(command, "tune", tune)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(command.no_gpu.launch, "INTERPRETED", False)

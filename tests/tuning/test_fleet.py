@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import checks, records, rules
+from csgmv import checks, raw_results, rules
 from csgmv.models import LayerShape
 from csgmv.tuning import fleet
 from csgmv.tuning.agenda import schedule
@@ -50,12 +50,12 @@ def documents(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix == ".json"):
         found[path.name] = checks.parse(path.read_text())
-        assert records.faults(found[path.name]) == []
+        assert raw_results.faults(found[path.name]) == []
     return found
 
 
 def keys_in(folder: Path) -> list[rules.Key]:
-    return [result.key for document in documents(folder).values() for result in records.results(document)]
+    return [result.key for document in documents(folder).values() for result in raw_results.results(document)]
 
 
 def on_one_machine(folder: Path, fatal: tuple[int, int]) -> dict[str, Any]:

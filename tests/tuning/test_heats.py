@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossed import WHERE, chosen, folder, layer, own
-from csgmv import fallback, refit, rules
+from csgmv import fallback, footprint, refit, rules
 from csgmv.baking import left_out
 from csgmv.baking.choose import Choice
 from csgmv.tuning import heats as module
@@ -54,7 +54,7 @@ def test_then_the_winners_of_all_keys_of_the_rank(choice: Choice) -> None:
         rows = {row for part in planned for heat in part if heat.result.key == key for row in heat.rows}
         lent = {row for heat in planned.lent if heat.result.key == key for row in heat.rows}
         winners = {
-            refit.adapted(other_row, other, key, rules.LIMITS["9.0"])
+            refit.adapted(other_row, other, key, footprint.LIMITS["9.0"])
             for other, other_row in choice.table[WHERE].items()
             if other.max_rank == key.max_rank and other_row
         }
@@ -81,7 +81,7 @@ def test_the_nearest_comes_first_and_races_are_short(choice: Choice, monkeypatch
     order = [row for heat in planned.others if heat.result.key == keys[0] for row in heat.rows]
     winners = {key: row for key, row in choice.table[WHERE].items() if row and key.max_rank == keys[0].max_rank}
     near = [
-        refit.adapted(winners[key], key, keys[0], rules.LIMITS["9.0"])
+        refit.adapted(winners[key], key, keys[0], footprint.LIMITS["9.0"])
         for key in fallback.lenders(keys[0], fallback.by_layer(winners))
     ]
     assert len(order) > 1

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, from_row
 from csgmv.tuning.experience import Experience
 from csgmv.tuning.hunt import Shared
@@ -112,7 +112,7 @@ def test_it_waits_for_its_parts() -> None:
     ready = searched()
     shared.rankings.update(ready.rankings)
     rows = waiting.send({})
-    assert all(rules.resource_fault(row, JOINT.key, H200.limits) is None for row in rows)
+    assert all(footprint.resource_fault(row, JOINT.key, H200.limits) is None for row in rows)
     defaults = [ready.rankings[part.key].default for part in (SHRINK, EXPAND)]
     assert rows[0] == (*(defaults[0] or ()), *(defaults[1] or ()), False)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from csgmv import checks, files, records
+from csgmv import checks, files, raw_results
 from csgmv.models import LayerShape
 from csgmv.tuning.agenda import schedule
 from csgmv.tuning.plan import Plan
@@ -37,7 +37,7 @@ def on_disk(folder: Path) -> Kept:
     for path in filter(Path.is_file, folder.rglob("*")):
         if path.suffix == ".json":
             document = checks.parse(path.read_text())
-            assert records.faults(document) == []
+            assert raw_results.faults(document) == []
             for record in document["records"]:
                 found[path, record["chunk_size"], record["segment_bucket"]] = record
         else:

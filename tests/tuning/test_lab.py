@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from batches import DEVICE
-from csgmv import measure, rules
+from csgmv import footprint, measure, rules
 from csgmv.tuning import lab as lab_module
 from csgmv.tuning import space
 from csgmv.tuning.lab import Lab, Screening, WrongResult, ragged_batch
@@ -16,7 +16,7 @@ from csgmv.tuning.plan import Batch, Task
 from csgmv.workload import Workload
 
 CPU, HERE = torch.device("cpu"), torch.empty(0, device=DEVICE).device
-LIMITS = rules.Limits(shared_memory=101376)
+LIMITS = footprint.Limits(shared_memory=101376)
 KEYS = [
     rules.Key("shrink", 72, (), 12, 3, "float32", 7, 8),
     rules.Key("expand", 0, (40, 24, 8), 12, 3, "float16", 7, 8),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import ExpandConfig, ShrinkConfig
 from csgmv.tuning import model
 from csgmv.tuning.plan import Batch, Task
 
-H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+H200 = model.Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 
 
 def task(op: str, chunk_size: int, tokens: int, segments: int) -> Task:

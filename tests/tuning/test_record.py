@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csgmv import checks, files, records, rules
+from csgmv import checks, files, raw_results, records, rules, schemas
 from csgmv.tuning.plan import Batch, Task
 from csgmv.tuning.record import Accuracy, Archive, Finalist, Race, Record, Run, Timing
 
@@ -60,8 +60,8 @@ def test_a_record_comes_back_as_the_codegen_reads_it(tmp_path: Path) -> None:
     archive(tmp_path).add(KEY, measured())
     path = tmp_path / "nvidia-h200" / "triton-3.6.0" / "expand-n48+16-r12-bfloat16.json"
     document = checks.parse(path.read_text())
-    assert records.faults(document) == []
-    (result,) = records.results(document)
+    assert raw_results.faults(document) == []
+    (result,) = raw_results.results(document)
     assert (result.gpu, result.triton, result.key) == ("NVIDIA H200", "3.6.0", KEY)
     assert records.baked_row(result) == BEST
     assert document["records"][0]["accuracy"]["max_error"] == 0.001235
@@ -89,7 +89,7 @@ def test_a_race_is_added_to_what_is_there(tmp_path: Path) -> None:
     later = archive(tmp_path, date="2026-12-01")
     later.add_race(KEY, Race(192, [(BEST, 7.0), (THIRD, 8.0)]))
     document = checks.parse(first.path(KEY).read_text())
-    assert records.faults(document) == []
+    assert raw_results.faults(document) == []
     record, neighbour = document["records"]
     assert record["races"] == [
         {"run": 0, "samples": 96, "times": [[list(BEST), 7.12], [list(DEFAULT), 10.0]]},
@@ -240,13 +240,13 @@ def test_a_file_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None
         timings = [record["default"], *record["finalists"]]
         for row in (*(timing["row"] for timing in timings), *(row for row, *_ in record["candidates"])):
             del row[-1]
-    assert records.faults(document) == []
+    assert raw_results.faults(document) == []
     path.write_text(json.dumps(document))
     other = KEY._replace(segment_bucket=32)
     archive(tmp_path).add(other, measured(other))
     document = checks.parse(path.read_text())
-    assert records.faults(document) == []
-    assert document["schema"] == records.SCHEMA
+    assert raw_results.faults(document) == []
+    assert document["schema"] == schemas.SCHEMA
     assert [record["batches"] for record in document["records"]] == [
         [[37, 5, 8, 10.1, 7.12]],
         [[37, 5, 32, 10.1, 7.12], [8, 8, 8, 9.0, 5.0]],

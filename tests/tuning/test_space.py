@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, to_row
 from csgmv.tuning import model, space
 from csgmv.tuning.plan import Batch, Task
 
-H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
-SM86 = model.Device(rules.Limits(shared_memory=101376), sm_count=84)
+H200 = model.Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+SM86 = model.Device(footprint.Limits(shared_memory=101376), sm_count=84)
 REFERENCE = {"shrink": 54, "expand": 120}  # candidates of the tuner of sglang's pull request
 
 
@@ -47,7 +47,7 @@ def test_whatever_is_proposed_fits_the_device(one: Task, device: model.Device) -
     for config in [*configs, *near]:
         row = to_row(config)
         assert rules.config_fault(one.key.op, row) is None
-        assert rules.resource_fault(row, one.key, device.limits) is None
+        assert footprint.resource_fault(row, one.key, device.limits) is None
 
 
 @pytest.mark.parametrize("op", ["shrink", "expand"])
@@ -112,7 +112,7 @@ def test_the_walk_comes_to_shared_steps_and_back() -> None:
     ):
         config = ShrinkConfig(*shape, num_stages=2)
         sliced = dataclasses.replace(config, sliced_k=True)
-        assert rules.resource_fault(to_row(sliced), one.key, H200.limits) is None
+        assert footprint.resource_fault(to_row(sliced), one.key, H200.limits) is None
         assert space.usable(config, one, H200)
         assert space.usable(sliced, one, H200) == tried
         near = [other for name, other in space.neighbours(config, one, H200) if name == "sliced_k"]
@@ -123,7 +123,7 @@ def test_the_walk_comes_to_shared_steps_and_back() -> None:
 def test_no_default_where_none_fits() -> None:
     """A device too small for any tile has no default row; a common one has."""
     key = task("shrink", 64, 16, 8, 8).key
-    assert space.default_row(key, rules.Limits(shared_memory=16)) is None
+    assert space.default_row(key, footprint.Limits(shared_memory=16)) is None
     assert space.default_row(key, SM86.limits) is not None
 
 

@@ -12,7 +12,7 @@ import torch
 
 from crossed import WHERE as H200
 from crossed import RowBench
-from csgmv import fallback, readme_block, records, rules
+from csgmv import fallback, footprint, readme_block, records, rules
 from csgmv.baking.collect import collect
 from csgmv.cli import main
 from csgmv.tuning.spot_check import MARKER, acceptable, measure, verdicts
@@ -20,7 +20,7 @@ from csgmv.tuning.spots import Asked, Spot, Verdict, drawn
 from laid import tables
 from rigs import StillRig
 
-WHERE = fallback.Target(*H200, rules.LIMITS["9.0"], "9.0", 132)
+WHERE = fallback.Target(*H200, footprint.LIMITS["9.0"], "9.0", 132)
 LENDER = rules.Key("shrink", 1024, (), 32, 2, "bfloat16", 16, 8)
 ROW = (16, 64, 64, 1, 1, 8, 4, None, False)
 TABLES = fallback.Tables({H200: fallback.by_layer({LENDER: ROW})}, {WHERE.gpu: ("9.0", 132)})

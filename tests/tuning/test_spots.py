@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from crossed import own
-from csgmv import fallback, records, rules
+from csgmv import fallback, footprint, raw_results, records, rules
 from csgmv.models import layer_shapes
 from csgmv.tuning.plan import Plan
 from csgmv.tuning.spots import Asked, Spot, drawn, unraced, verdict
 from fabricated import BETTER, DEFAULT, document, finalist, record
 
-WHERE = fallback.Target("NVIDIA H200", "3.6.0", rules.LIMITS["9.0"], "9.0", 132)
+WHERE = fallback.Target("NVIDIA H200", "3.6.0", footprint.LIMITS["9.0"], "9.0", 132)
 ASKED = Asked(("qwen3-0.6b", "Qwen/Qwen3-1.7B"), (8, 32), (1, 2), ("shrink", "add_lora"))
 KEY = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 16, 8)  # a fabricated record's
 TABLE = tuple(own(3))
@@ -72,7 +72,7 @@ def spot(row: rules.Row | None) -> Spot:
 
 def result(*times: tuple[rules.Row, float], **more: object) -> records.Result:
     races = [{"run": 0, "samples": 96, "times": [[list(row), us] for row, us in times]}] if times else []
-    (found,) = records.results(document(record(races=races, **more)))  # type: ignore[arg-type]
+    (found,) = raw_results.results(document(record(races=races, **more)))  # type: ignore[arg-type]
     return found
 
 

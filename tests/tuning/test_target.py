@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 
-from csgmv import launch, rules
+from csgmv import footprint, launch
 from csgmv.config import from_row, to_row
 from csgmv.tuning import target
 from csgmv.tuning.compile import CompileFarm
@@ -52,8 +52,8 @@ def test_without_cuobjdump_the_gpu_itself_is_asked(monkeypatch: pytest.MonkeyPat
     """As before: processes that compile load what they have compiled."""
     monkeypatch.setattr(launch, "FOR_NVIDIA", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(target.dispatch, "device_limits", lambda _: rules.LIMITS["9.0"])
-    assert target.of(torch.device("cuda", 0)) == (90, rules.LIMITS["9.0"].shared_memory)
+    monkeypatch.setattr(target.dispatch, "device_limits", lambda _: footprint.LIMITS["9.0"])
+    assert target.of(torch.device("cuda", 0)) == (90, footprint.LIMITS["9.0"].shared_memory)
 
     class Nowhere:
         @property
@@ -101,6 +101,7 @@ def test_what_they_compile_is_what_launches_find(monkeypatch: pytest.MonkeyPatch
 def test_every_case_is_one_that_wrappers_take() -> None:
     """But for the one that no block can run."""
     faults = {
-        name: rules.resource_fault(to_row(config), key, rules.LIMITS["9.0"]) for name, (key, config) in CASES.items()
+        name: footprint.resource_fault(to_row(config), key, footprint.LIMITS["9.0"])
+        for name, (key, config) in CASES.items()
     }
     assert [name for name, fault in faults.items() if fault] == ["too large"]

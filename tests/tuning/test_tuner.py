@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from csgmv import checks, dispatch, fallback, records, rules
+from csgmv import checks, dispatch, fallback, footprint, raw_results, rules
 from csgmv.config import ShrinkConfig, to_row
 from csgmv.models import LayerShape
 from csgmv.tuning import agenda as agendas
@@ -31,7 +31,7 @@ from csgmv.tuning.worker import Failure
 from rigs import HERE
 from searching import Farm, HashBench, archive
 
-DEVICE = Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+DEVICE = Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 PLAN = Plan((LayerShape("o", 96, (48,)), LayerShape("down", 176, (48,))), 12, chunk_sizes=(16, 32), tokens=(3, 77))
 
 
@@ -46,8 +46,8 @@ def keys_on_disk(folder: Path) -> list[rules.Key]:
     found = []
     for path in sorted(folder.rglob("*.json")):
         document = checks.parse(path.read_text())
-        assert records.faults(document) == []
-        found += [result.key for result in records.results(document)]
+        assert raw_results.faults(document) == []
+        found += [result.key for result in raw_results.results(document)]
     assert not list(folder.rglob("*.tmp"))
     return found
 
@@ -282,7 +282,7 @@ def test_a_small_layer_is_tuned_from_end_to_end(tmp_path: Path) -> None:
     assert summary.measuring > 0
     for path in tmp_path.rglob("*.json"):
         document = checks.parse(path.read_text())
-        assert records.faults(document) == []
+        assert raw_results.faults(document) == []
         (record,) = document["records"]
         assert record["default"] is not None
         assert record["accuracy"]["max_error"] > 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import checks, records
+from .. import checks, raw_results, records
 
 MOST_BYTES = 16 * 2**20  # a file of real results has some 100 kB
 
@@ -88,7 +88,7 @@ def documents(path: Path) -> list[Document]:
             continue
         try:
             content = _read(file)
-            reasons = records.faults(content)
+            reasons = raw_results.faults(content)
         except RecursionError:
             reasons = ["$: nested too deeply"]
         except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def collect(path: Path) -> Collected:
     found: list[Found] = []
     digest = hashlib.sha256()
     for name, content in contents.items():
-        found += (Found(name, result) for result in records.results(content))
+        found += (Found(name, result) for result in raw_results.results(content))
         digest.update(f"{name}\0{json.dumps(content, sort_keys=True)}\0".encode())
     if not found:
         raise Faulty([nothing(path)])

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import NamedTuple
 
-from .. import fallback, records, rules
+from .. import fallback, footprint, records, rules
 from .choose import Choice, Target
 from .defaults import Averages
 
@@ -85,7 +85,7 @@ def _rest(rows: fallback.Rows, where: Target, out: Set[_Place]) -> fallback.Rows
 
 def target(choice: Choice, result: records.Result) -> fallback.Target:
     """Where a result was measured, as the fallback is told it."""
-    limits = rules.LIMITS.get(result.architecture, rules.UNLIMITED)
+    limits = footprint.LIMITS.get(result.architecture, footprint.UNLIMITED)
     return fallback.Target(result.gpu, result.triton, limits, *choice.gpus[result.gpu])
 
 

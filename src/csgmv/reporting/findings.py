@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from csgmv import checks, records, rules, show, workload
+from csgmv import checks, records, rules, schemas, show, workload
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 
@@ -181,7 +181,7 @@ def _findings(
     documents: Mapping[str, Mapping[str, Any]], pairs: Iterable[tuple[str, records.Result]]
 ) -> Iterator[Finding]:
     """Each result with its record."""
-    current = {file: records.upgraded(document) for file, document in documents.items()}
+    current = {file: schemas.upgraded(document) for file, document in documents.items()}
     there = {
         (file, record["chunk_size"], record["segment_bucket"]): record
         for file, document in current.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.tuning.experience import far_apart
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Task, family, parts
@@ -42,7 +42,7 @@ class Agenda:
         return max(1, min(MOST_EFFORT, FEW_KEYS // max(1, len(self.tasks))))
 
 
-def schedule(tasks: Sequence[Task], store: Store, limits: rules.Limits, force: bool = False) -> Agenda:
+def schedule(tasks: Sequence[Task], store: Store, limits: footprint.Limits, force: bool = False) -> Agenda:
     """Drop the tasks whose records are fresh, and add the parts of add_lora tasks where nobody asked for them."""
     wanted, known = [], list[tuple[Task, Ranking]]()
     for task in tasks:
@@ -78,7 +78,7 @@ def _in_order(tasks: Mapping[rules.Key, Task]) -> list[Task]:
     return ordered + waiting  # of those that are left, all parts are known already
 
 
-def _ranking(key: rules.Key, record: Mapping[str, Any], limits: rules.Limits) -> Ranking:
+def _ranking(key: rules.Key, record: Mapping[str, Any], limits: footprint.Limits) -> Ranking:
     """The ranking that a record was made of."""
     screened = {tuple(row): Screening(*times) for row, *times in record["candidates"]}
     return Ranking(default_row(key, limits), screened)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import triton
 
-from csgmv import columns, dispatch, kernel_hash, layer_options, misses, no_gpu, overlay, rules
+from csgmv import columns, dispatch, footprint, kernel_hash, layer_options, misses, no_gpu, overlay, rules
 from csgmv.baking.collect import collect
 from csgmv.option_types import whole
 from csgmv.tuning import fleet, model, run_options, space
@@ -48,7 +48,7 @@ _WHAT = {
     "adapters": (),
 }
 # What --dry-run assumes where there is no GPU: an H200.
-_H200 = model.Device(rules.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+_H200 = model.Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
 
 
 def _listed(numbers: Sequence[int]) -> str:

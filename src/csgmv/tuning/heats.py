@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from csgmv import fallback, records, refit, rules
+from csgmv import fallback, footprint, records, refit, rules
 from csgmv.baking import left_out
 from csgmv.baking.choose import Choice, Target
 
@@ -106,7 +106,7 @@ def _winners(choice: Choice, where: Target) -> Mapping[tuple[str, int, str], Map
     return found
 
 
-def _cut(winners: Mapping[rules.Key, rules.Row], key: rules.Key, limits: rules.Limits) -> Iterator[rules.Row]:
+def _cut(winners: Mapping[rules.Key, rules.Row], key: rules.Key, limits: footprint.Limits) -> Iterator[rules.Row]:
     """Each row as a key can use it; the nearest key's first, those from beyond the fallback's reach last."""
     near = fallback.lenders(key, fallback.by_layer(winners))
     for source in dict.fromkeys([*near, *winners]):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, from_row, to_row
 from csgmv.tuning import model, space
 from csgmv.tuning.hunt import ENOUGH, Allowance, Hunt, Search, in_turns, part_of
@@ -122,7 +122,7 @@ class Joint:
         guesses = {
             to_row(config): self._guess(config.shrink) + self._guess(config.expand)
             for config in configs
-            if rules.resource_fault(to_row(config), key, limits) is None
+            if footprint.resource_fault(to_row(config), key, limits) is None
         }
         return self._hunt.choose(guesses, allowance)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple, Union
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import ExpandConfig, ShrinkConfig
 from csgmv.tuning.plan import Batch, Task
 
@@ -30,7 +30,7 @@ _OVERLAP = 1.4  # exponent of the norm that joins what DRAM, L2, dots, latencies
 class Device(NamedTuple):
     """What model and space have to know of a GPU."""
 
-    limits: rules.Limits
+    limits: footprint.Limits
     sm_count: int
 
 
@@ -43,7 +43,7 @@ class RowTiles(NamedTuple):
 
 def row_tiles(block_m: int, key: rules.Key, batch: Batch) -> RowTiles:
     """A segment is cut into tiles; or, where tiles are larger, several segments are taken together."""
-    group = rules.group_size(block_m, key.chunk_size)
+    group = footprint.group_size(block_m, key.chunk_size)
     if group == 1:
         rows = min(-(-batch.tokens // batch.num_segments), block_m)
         return RowTiles(max(batch.num_segments, -(-batch.tokens // rows)), rows)
@@ -72,7 +72,7 @@ class _Cost(NamedTuple):
 def _shrink_cost(config: ShrinkConfig, key: rules.Key, batch: Batch, itemsize: int, paired: bool) -> _Cost:
     columns = key.num_slices * key.max_rank
     tiles = row_tiles(config.block_m, key, batch)
-    width = rules.shrink_columns(config.block_n, config.column_tiles, key)
+    width = footprint.shrink_columns(config.block_n, config.column_tiles, key)
     programs = tiles.programs * -(-columns // width) * config.split_k
     steps = -(-key.input_dim // (config.block_k * config.split_k))
     stage = (tiles.rows + min(width, columns)) * config.block_k * itemsize
@@ -140,7 +140,10 @@ def _predicted(config: Part, key: rules.Key, batch: Batch, device: Device, paire
     else:
         cost = _expand_cost(config, key, batch, itemsize)
     threads = 32 * config.num_warps
-    wanted, cap = cost.accumulators * cost.copies / threads + _REGISTERS, config.maxnreg or rules.REGISTERS_PER_THREAD
+    wanted, cap = (
+        cost.accumulators * cost.copies / threads + _REGISTERS,
+        config.maxnreg or footprint.REGISTERS_PER_THREAD,
+    )
     registers = min(wanted, cap) * threads
     resident = max(1.0, min(device.limits.shared_memory // cost.shared, device.limits.registers // registers, 16))
     slots = device.sm_count * resident

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import checks, files, records, rules
+from csgmv import checks, files, raw_results, rules, schemas
 from csgmv.kernel_hash import same_kernels
 from csgmv.tuning.plan import Task
 
@@ -115,7 +115,7 @@ def name(gpu: str, triton: str, key: rules.Key) -> Path:
 def empty(gpu: str, triton: str, key: rules.Key) -> dict[str, Any]:
     """A file of this key's shape, yet without runs and records."""
     return {
-        "schema": records.SCHEMA,
+        "schema": schemas.SCHEMA,
         "gpu": gpu,
         "triton": triton,
         "op": key.op,
@@ -207,7 +207,7 @@ class Archive:
         """Replace the key's file; of its records all but the new one have been checked when they were read or added."""
         _drop_unused_runs(document)
         path = self.path(key)
-        faults = records.faults(checks.parse(text({**document, "records": [new]})))
+        faults = raw_results.faults(checks.parse(text({**document, "records": [new]})))
         assert not faults, f"{path}: a record of the tuner's own breaks the schema: {faults}"
         files.replace(path, text(document))
 
@@ -236,9 +236,9 @@ def _read(path: Path) -> dict[str, Any]:
         document = checks.parse(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; move it away to tune afresh") from None
-    if faults := records.faults(document):
+    if faults := raw_results.faults(document):
         raise ValueError("\n".join(f"{path}: {fault}" for fault in faults) + "\nmove it away to tune afresh")
-    return records.upgraded(document)
+    return schemas.upgraded(document)
 
 
 def race_order(race: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from csgmv import rules
+from csgmv import footprint, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, default_config, to_row
 from csgmv.tuning.model import Device, Part, predicted_us, row_tiles
 from csgmv.tuning.plan import Task, parts
@@ -76,13 +76,13 @@ _PIPELINE = 64 << 10  # bytes on their way in one program, beyond which more sta
 _CROWDED = 8  # programs an SM, beyond which splitting input_dim further brings nothing
 
 
-def default_row(key: rules.Key, limits: rules.Limits) -> rules.Row | None:
+def default_row(key: rules.Key, limits: footprint.Limits) -> rules.Row | None:
     """The built-in default at this key, or None where the device cannot run it."""
     try:
         row = to_row(default_config(key, limits))
     except ValueError:
         return None
-    return row if rules.resource_fault(row, key, limits) is None else None
+    return row if footprint.resource_fault(row, key, limits) is None else None
 
 
 def tiling(config: Part) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ def _seeds(task: Task, device: Device) -> Iterator[Part]:
     """SEEDS that the task can use, where an SM gets a tile of 64 rows or more; else SMALL_SEEDS."""
     full = max(batch.tokens for batch in task.deciding) >= 64 * device.sm_count
     for seed in (SEEDS if full else SMALL_SEEDS)[task.key.op]:
-        block_k = seed.block_k if task.key.op == "shrink" else rules.rank_step(seed.block_k, task.key.max_rank)
+        block_k = seed.block_k if task.key.op == "shrink" else footprint.rank_step(seed.block_k, task.key.max_rank)
         config = replace(seed, block_k=block_k)
         plain = _plain(config, task.key, device.limits.shared_memory)
         yield from itertools.islice((one for one in (config, plain) if usable(one, task, device)), 1)
@@ -162,12 +162,12 @@ def usable(config: Part, task: Task, device: Device) -> bool:
     return (
         _sensible(config, task.key)
         and _merges(config.block_m, task)
-        and rules.resource_fault(to_row(config), task.key, device.limits) is None
+        and footprint.resource_fault(to_row(config), task.key, device.limits) is None
     )
 
 
 @functools.lru_cache(maxsize=64)
-def _grid(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Counter[str]]:
+def _grid(key: rules.Key, limits: footprint.Limits) -> tuple[tuple[Part, ...], Counter[str]]:
     """Every tiling with every block_k, each with its plain pipeline and warps; split_k is left at 1."""
     configs, pruned = [], Counter[str]()
     values = VALUES[key.op]
@@ -178,7 +178,7 @@ def _grid(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Count
         config = _plain(config, key, limits.shared_memory)
         if config.block_m not in _row_blocks(key.chunk_size) or not _sensible(config, key):
             continue
-        fault = rules.resource_fault(to_row(config), key, limits)
+        fault = footprint.resource_fault(to_row(config), key, limits)
         if fault is None:
             configs.append(config)
         else:
@@ -188,21 +188,21 @@ def _grid(key: rules.Key, limits: rules.Limits) -> tuple[tuple[Part, ...], Count
 
 def _row_blocks(chunk_size: int) -> tuple[int, ...]:
     """Tiles of half a segment, of one, and of several neighbouring ones."""
-    whole = rules.row_tile(256, chunk_size)
+    whole = footprint.row_tile(256, chunk_size)
     return tuple(rows for rows in (16, 32, 64, 128, 256) if rows >= whole // 2)
 
 
 def _merges(block_m: int, task: Task) -> bool:
     """Whether tiles of this many rows are not larger than what an adapter has, in some batch that decides."""
     rows = max(-(-batch.tokens // batch.adapters) for batch in task.deciding)
-    return block_m <= max(rules.row_tile(256, task.key.chunk_size), rules.power_of_two(rows))
+    return block_m <= max(footprint.row_tile(256, task.key.chunk_size), rules.power_of_two(rows))
 
 
 def _plain(config: Part, key: rules.Key, shared_memory: int) -> Part:
     """The pipeline and the warps that go with a tiling, the same at every key of a family."""
     columns = config.block_n
     if isinstance(config, ShrinkConfig):
-        columns = rules.shrink_columns(config.block_n, config.column_tiles, key)
+        columns = footprint.shrink_columns(config.block_n, config.column_tiles, key)
     alone = config.block_m * columns > 128 * 128  # its sums leave no room for another program on the SM
     warps = 8 if alone else 4
     itemsize = rules.DTYPE_BYTES[key.dtype]
@@ -234,7 +234,7 @@ def splits(config: ShrinkConfig, task: Task, device: Device) -> Iterator[ShrinkC
     columns = task.key.num_slices * task.key.max_rank
     groups = -(-columns // (config.block_n * config.column_tiles))
     programs = groups * min(row_tiles(config.block_m, task.key, batch).programs for batch in task.deciding)
-    if rules.resource_fault(to_row(replace(config, split_k=2)), task.key, device.limits) is not None:
+    if footprint.resource_fault(to_row(replace(config, split_k=2)), task.key, device.limits) is not None:
         return  # float32 partials take more than what the grid was held against
     for split_k in VALUES["shrink"]["split_k"][1:]:
         assert split_k is not None
@@ -254,7 +254,7 @@ def _sensible(config: Part, key: rules.Key) -> bool:
             and (config.split_k == 1 or config.split_k * config.block_k <= key.input_dim)
             and (not config.sliced_k or _slices_well(config))
         )
-    widest, whole_rank = max(key.slice_widths), rules.rank_step(rules.MAX_RANK, key.max_rank)
+    widest, whole_rank = max(key.slice_widths), footprint.rank_step(rules.MAX_RANK, key.max_rank)
     walks = config.column_tiles > 1 or config.block_k < key.max_rank
     return (
         (config.column_tiles - 1) * config.block_n < widest
@@ -271,7 +271,7 @@ def _slices_well(config: ShrinkConfig) -> bool:
     return tile <= 32 * 32 and config.block_k >= 32 * config.num_warps
 
 
-def size(key: rules.Key, limits: rules.Limits) -> int:
+def size(key: rules.Key, limits: footprint.Limits) -> int:
     """How many configs of a key's space the device can run: tilings, splits, pipelines, warps and register caps.
 
     Of an add_lora key: of both parts together, since the search tries them one after the other.
@@ -282,7 +282,7 @@ def size(key: rules.Key, limits: rules.Limits) -> int:
 
 
 @functools.cache
-def _size(key: rules.Key, limits: rules.Limits) -> int:
+def _size(key: rules.Key, limits: footprint.Limits) -> int:
     return sum(
         _splits_that_fit(config, key) * _launches_that_fit(config, key, limits) for config in _grid(key, limits)[0]
     )
@@ -293,10 +293,10 @@ def _splits_that_fit(config: Part, key: rules.Key) -> int:
     return sum(1 for split_k in splits if split_k == 1 or (split_k or 0) * config.block_k <= key.input_dim)
 
 
-def _launches_that_fit(config: Part, key: rules.Key, limits: rules.Limits) -> int:
+def _launches_that_fit(config: Part, key: rules.Key, limits: footprint.Limits) -> int:
     fit = 0
     walks = {name: values for name, values in VALUES[key.op].items() if name in _WALKED}
     for walked in itertools.product(*walks.values()):
         change: dict[str, Any] = dict(zip(walks, walked))
-        fit += rules.resource_fault(to_row(replace(config, **change)), key, limits) is None
+        fit += footprint.resource_fault(to_row(replace(config, **change)), key, limits) is None
     return fit
