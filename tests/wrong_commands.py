@@ -75,6 +75,10 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "--from-misses": [
             (["--from-misses", "misses.json"], "--from-misses: expected no other option on what to tune, got --layer"),
         ],
+        "--noisy": [
+            *_number("--noisy", "-1", "nan"),
+            (["--noisy", "10"], "--noisy: expected no other option on what to tune, got --layer"),
+        ],
         "--out": [(["--out", "a-file"], "^csgmv: error: --out: expected a folder, got a-file")],
         "--time-budget": _number("--time-budget", "-1", "nan", "inf"),
         "--processes": _number("--processes", "0"),
@@ -89,6 +93,7 @@ WRONG: Mapping[str, Mapping[str, Sequence[Line]]] = {
         "second": [(["/no/such"], _MISSING)],
         "--within": _number("--within", "-1", "nan", "inf"),
         "--least": _number("--least", "-1", "101", "nan"),
+        "--processes": _number("--processes", "0"),
     },
     "cross": {
         "--configs": [(["--configs", "/no/such"], _MISSING), (["--configs", "a-file"], "expected only .json files")],

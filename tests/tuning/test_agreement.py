@@ -13,17 +13,26 @@ from csgmv import records, rules
 from csgmv.cli import main
 from csgmv.tuning.agreement import Agreement, compare, results_of, summary, winners
 from csgmv.tuning.plan import Batch
+from csgmv.tuning.worker import Failure
 from fabricated import BETTER, DEFAULT, document, finalist, put, record
+from searching import Farm
 
 OTHER = [*BETTER[:5], 8, *BETTER[6:]]
 HERE = ("NVIDIA H200", "3.6.0")
 
 
 class Bench:
-    """Times by row and batch; notes what it was asked."""
+    """Times by row and batch; notes what it was asked. Rows without a time are wrong."""
 
     def __init__(self, times: dict[tuple[tuple[object, ...], int], float]) -> None:
         self.times, self.asked = times, list[tuple[rules.Key, Batch]]()
+
+    def check(self, key: rules.Key, row: rules.Row) -> float:
+        """The error."""
+        if not any(row == timed for timed, _ in self.times):
+            assert key.op == "shrink"
+            raise Failure("WrongResult: wrong result")
+        return 0.0
 
     def race(
         self, key: rules.Key, batch: Batch, rows: Sequence[rules.Row], rounds: int
@@ -46,7 +55,7 @@ def test_winners_are_timed_on_the_batches_that_decided(tmp_path: Path) -> None:
     second = results(record(finalists=[finalist(OTHER, 21.0)]), path=tmp_path / "2")
     mine, theirs = tuple(BETTER), tuple(OTHER)
     bench = Bench({(mine, 101): 10.0, (theirs, 101): 11.0, (mine, 32): 5.0, (theirs, 32): 6.0})
-    (found,) = compare(first, second, bench)  # type: ignore[arg-type]
+    (found,) = compare(first, second, bench, Farm())  # type: ignore[arg-type]
     assert [batch.tokens for _, batch in bench.asked] == [101, 32]
     assert (found.first, found.second) == (mine, theirs)
     assert found.ratio == pytest.approx(statistics.geometric_mean([1.1, 1.2]))
@@ -57,10 +66,18 @@ def test_the_same_row_is_not_timed_and_other_keys_are_left_out(tmp_path: Path) -
     first = results(record(), record(chunk_size=64), path=tmp_path / "1")
     second = results(record(), record(chunk_size=128), path=tmp_path / "2")
     bench = Bench({})
-    (found,) = compare(first, second, bench)  # type: ignore[arg-type]
+    (found,) = compare(first, second, bench, Farm())  # type: ignore[arg-type]
     assert found.ratio == 1.0
     assert found.key.chunk_size == record()["chunk_size"]
     assert bench.asked == []
+
+
+def test_a_winner_that_does_not_work_here_is_an_error(tmp_path: Path) -> None:
+    """It names row, key and reason."""
+    first = results(record(), path=tmp_path / "1")
+    second = results(record(finalists=[finalist(OTHER, 21.0)]), path=tmp_path / "2")
+    with pytest.raises(ValueError, match=r"expected winners that work on this GPU, got \(.*: WrongResult: wrong"):
+        compare(first, second, Bench({(tuple(BETTER), 101): 10.0}), Farm())  # type: ignore[arg-type]
 
 
 def test_where_nothing_beats_the_default_it_is_the_winner(tmp_path: Path) -> None:

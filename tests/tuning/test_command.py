@@ -148,6 +148,29 @@ def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pyt
         run(*stale, "--rank", "8")
 
 
+def test_noisy_keys_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those whose default varied by more than so many percent of its time, though their records are fresh."""
+    noisy = "--noisy", "10", "--out", str(tmp_path)
+    put(tmp_path, "quiet.json", document(record(noise_us=3.0)))
+    with pytest.raises(ValueError, match=r"--noisy: expected results with noise of more than 10 % in .*, got none"):
+        run(*noisy, "--dry-run")
+    put(tmp_path, "loud.json", document(record(noise_us=3.5), max_rank=32))
+    assert run(*noisy, "--dry-run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "configs fit" in line]
+    assert [line.partition(" (")[0] for line in lines] == ["shrink   1024 → 3·32, bfloat16, chunk 16, bucket 8"]
+    with pytest.raises(ValueError, match="--noisy: expected no other option on what to tune, got --from"):
+        run(*noisy, "--dry-run", "--from-misses", "m.json", "--rank", "8")
+    with pytest.raises(ValueError, match="--stale: expected no other option on what to tune, got --noisy"):
+        run("--stale", "--dry-run", *noisy)
+    asked = {}
+    monkeypatch.setattr(command, "tune", lambda *_, **options: asked.update(options) or Summary(1, 0, 0, 0))
+    monkeypatch.setattr(command.no_gpu, "require", lambda *_: None)
+    assert run(*noisy) == 0
+    assert asked["force"] is True
+
+
 def test_what_was_tuned_is_loaded_at_once(
     missed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,13 @@ from csgmv import columns, no_gpu, records, rules
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.option_types import number
-from csgmv.tuning.lab import Lab
-from csgmv.tuning.side_by_side import Track, deciding, side_by_side
+from csgmv.tuning import run_options
+from csgmv.tuning.crossing import Crossing, Report
+from csgmv.tuning.heats import Heat
+from csgmv.tuning.progress import Progress
+from csgmv.tuning.race import Bench
+from csgmv.tuning.record import Race
+from csgmv.tuning.rig import Compiling, Gpu, spare_processes
 
 EXAMPLES = {
     "csgmv agree configs again": "After `csgmv tune --out again …`: how far is the search to be trusted?",
@@ -28,6 +33,7 @@ EXAMPLES = {
 }
 STATUSES = {1: "fewer keys than --least agree"}
 _SHOWN = 10
+_SEED = 0  # of the random tensors
 
 
 class Agreement(NamedTuple):
@@ -49,26 +55,45 @@ def winners(results: Mapping[rules.Key, records.Result]) -> dict[rules.Key, rule
     return found
 
 
+class _Times:
+    """Of both winners, by key; what a Crossing keeps races in."""
+
+    def __init__(self) -> None:
+        self.of: dict[rules.Key, dict[rules.Row, float]] = {}
+
+    def add_race(self, key: rules.Key, race: Race) -> None:
+        self.of[key] = dict(race.times)
+
+
 def compare(
-    first: Mapping[rules.Key, records.Result], second: Mapping[rules.Key, records.Result], track: Track
-) -> Iterator[Agreement]:
+    first: Mapping[rules.Key, records.Result],
+    second: Mapping[rules.Key, records.Result],
+    bench: Bench,
+    farm: Compiling,
+    report: Report = lambda _: None,
+) -> list[Agreement]:
     """Every key that both have, in the first one's order; keys whose rows are the same are not timed.
 
     Args:
         first, second: results of one GPU.
-        track: launches rows in turn, see `lab.Lab.race`.
+        bench: checks rows and launches them in turn, see `lab.Lab`.
+        farm: compiles them ahead.
+        report: is told of each key that was timed.
+
+    Raises:
+        ValueError: a winner does not work on this GPU.
     """
-    ours, theirs = winners(first), winners(second)
-    for key, row in ours.items():
-        if key in theirs:
-            yield Agreement(key, row, theirs[key], _ratio(first[key], (row, theirs[key]), track))
-
-
-def _ratio(result: records.Result, rows: tuple[rules.Row, rules.Row], track: Track) -> float:
-    if rows[0] == rows[1]:
-        return 1.0
-    before, after = side_by_side(result.key, deciding(result), rows, track).medians()
-    return after / before
+    ours, theirs, times = winners(first), winners(second), _Times()
+    both = {key: (row, theirs[key]) for key, row in ours.items() if key in theirs}
+    heats = [Heat(first[key], (mine,), (other,)) for key, (mine, other) in both.items() if mine != other]
+    for refused in Crossing(bench, farm, times, report).run(heats).refused:
+        raise ValueError(
+            f"expected winners that work on this GPU, got {refused.row} at {refused.key}: {refused.reason}"
+        )
+    return [
+        Agreement(key, mine, other, 1.0 if mine == other else times.of[key][other] / times.of[key][mine])
+        for key, (mine, other) in both.items()
+    ]
 
 
 def results_of(path: Path, gpu: str, version: str) -> dict[rules.Key, records.Result]:
@@ -123,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="of the keys must agree, for exit status 0",
     )
+    run_options.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,15 +158,10 @@ def run(args: argparse.Namespace) -> int:
         ValueError: there is no GPU, a file is broken, or there is nothing to compare.
     """
     no_gpu.require("agree")
-    device = torch.device("cuda", torch.cuda.current_device())
-    where = torch.cuda.get_device_name(device), triton.__version__
+    where = torch.cuda.get_device_name(), triton.__version__
     first, second = (results_of(path, *where) for path in (args.first, args.second))
-    found: list[Agreement] = []
-    common = len(first.keys() & second.keys())
-    for agreement in compare(first, second, Lab(device)):
-        found.append(agreement)
-        columns.progress(f"{len(found)} of {common} keys")
-    columns.progress("")
+    with Gpu().opened(_SEED, args.processes or spare_processes()) as (bench, farm):
+        found = compare(first, second, bench, farm, Progress("winners"))
     if not found:
         raise ValueError(f"expected keys that both have, got none among {len(first)} and {len(second)}")
     print(summary(found, args.within / 100, columns.terminal_width()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,9 +14,9 @@ _BLOCK = 1 << 26  # elements drawn at a time
 class Arena:
     """Standard normal numbers, as many as the most that were asked for at a time. They are drawn anew as it grows."""
 
-    def __init__(self, device: torch.device, seed: int) -> None:
-        """Nothing is allocated yet."""
-        self._device, self._seed = device, seed
+    def __init__(self, device: torch.device, seed: int, outgrown: Callable[[], object] = lambda: None) -> None:
+        """Nothing is allocated yet. `outgrown` is called when what was cut so far is to be let go of."""
+        self._device, self._seed, self._outgrown = device, seed, outgrown
         self._numbers: dict[torch.dtype, torch.Tensor] = {}
 
     def cut(
@@ -37,6 +37,7 @@ class Arena:
     def _at_least(self, dtype: torch.dtype, size: int) -> torch.Tensor:
         numbers = self._numbers.get(dtype)
         if numbers is None or numbers.numel() < size:
+            self._outgrown()
             self._numbers.pop(dtype, None)
             generator = torch.Generator(self._device).manual_seed(self._seed)
             numbers = torch.empty(size, dtype=dtype, device=self._device)

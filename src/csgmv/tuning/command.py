@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 import triton
 
-from csgmv import columns, dispatch, footprint, kernel_hash, layer_options, misses, no_gpu, overlay, rules
+from csgmv import columns, dispatch, footprint, kernel_hash, layer_options, misses, no_gpu, overlay, records, rules
+from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
-from csgmv.option_types import whole
+from csgmv.option_types import number, whole
 from csgmv.tuning import fleet, model, run_options, space
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.session import Step, Summary
@@ -32,9 +33,10 @@ EXAMPLES = {
     "csgmv tune --layer o:2048:1024 --rank 16 --tokens 1 32 --time-budget 600": "One layer in small batches, for ten "
     "minutes at most.",
     "csgmv tune --from-misses misses.json --out tuned --then-load": "What a server was found to lack.",
+    "csgmv tune --noisy 10": "Once more what another process may have disturbed.",
 }
 STATUSES = {FAILED: "some keys could not be measured: they have no config that works"}
-# What --from-misses and --stale say by themselves, and what it is where neither is given.
+# What --from-misses, --stale and --noisy say by themselves, and what it is where neither is given.
 _WHAT = {
     "model": None,
     "adapter": [],
@@ -78,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="just the keys in a file that csgmv.record_misses wrote, instead of all the above",
     )
     add("--stale", action="store_true", help="just the keys in FOLDER that were measured with other kernels than these")
+    add(
+        "--noisy",
+        type=number(),
+        metavar="PERCENT",
+        help="just the keys in FOLDER whose times varied by more than this; measured again",
+    )
     how = parser.add_argument_group("how")
     add = how.add_argument
     add("--out", type=Path, default=Path("configs"), metavar="FOLDER", help="where raw results go")
@@ -112,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         summary = _tuner(args)(
             plan,
             args.out,
-            force=args.force,
+            force=args.force or args.noisy is not None,
             time_budget=args.time_budget,
             processes=args.processes,
             seed=args.seed,
@@ -145,15 +153,17 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
     Raises:
         ValueError: they contradict each other, or leave out what is needed.
     """
-    if args.from_misses is not None or args.stale:
-        option = "--stale" if args.stale else "--from-misses"
-        given = [f"--{name.replace('_', '-')}" for name, usual in _WHAT.items() if getattr(args, name) != usual]
-        if args.stale and args.from_misses is not None:
-            given.append("--from-misses")
-        if given:
-            raise ValueError(f"{option}: expected no other option on what to tune, got {', '.join(given)}")
-        if args.stale:
+    alone = {"--stale": args.stale, "--noisy": args.noisy is not None, "--from-misses": args.from_misses is not None}
+    given = [name for name, is_given in alone.items() if is_given]
+    if given:
+        option, *others = given
+        others += [f"--{name.replace('_', '-')}" for name, usual in _WHAT.items() if getattr(args, name) != usual]
+        if others:
+            raise ValueError(f"{option}: expected no other option on what to tune, got {', '.join(others)}")
+        if option == "--stale":
             return Keys(_stale(args.out))
+        if option == "--noisy":
+            return Keys(_noisy(args.out, args.noisy))
         found = misses.read(args.from_misses)
         if not found:
             raise ValueError(f"--from-misses: expected a file with misses, got none in {args.from_misses}")
@@ -170,22 +180,43 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
 
 
 def _stale(folder: Path) -> list[rules.Key]:
-    """The keys whose results, of this GPU and Triton version, are of other kernels; without a GPU of any.
+    """The keys whose results are of other kernels.
 
     Raises:
         ValueError: there are none, or a file of raw results is broken.
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     today = kernel_hash.kernel_hash()
-    results = [found.result for found in collect(folder).found]
+    return _of_here(
+        "--stale", "of other kernels", folder, lambda result: not kernel_hash.same_kernels(result.kernel_hash, today)
+    )
+
+
+def _noisy(folder: Path, percent: float) -> list[rules.Key]:
+    """The keys whose default, or winner where it cannot run, varied by more than so many percent of its time.
+
+    Raises:
+        ValueError: there are none, or a file of raw results is broken.
+    """
+
+    def noisy(result: records.Result) -> bool:
+        reference = result.default or records.winner(result)
+        return reference is not None and 100 * result.noise_us > percent * reference.p50_us
+
+    return _of_here("--noisy", f"with noise of more than {percent:g} %", folder, noisy)
+
+
+def _of_here(option: str, what: str, folder: Path, wanted: Callable[[records.Result], bool]) -> list[rules.Key]:
+    """The keys of results, of this GPU and Triton version, that are wanted; without a GPU of any."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    results = choose(collect(folder).found).results
     here = [result for result in results if gpu is None or (result.gpu, result.triton) == (gpu, triton.__version__)]
-    stale = [result.key for result in here if not kernel_hash.same_kernels(result.kernel_hash, today)]
-    if not stale:
+    found = [result.key for result in here if wanted(result)]
+    if not found:
         raise ValueError(
-            f"--stale: expected results of other kernels in {folder}, got none among {len(here)} of "
+            f"{option}: expected results {what} in {folder}, got none among {len(here)} of "
             f"{'all GPUs' if gpu is None else f'{gpu} under Triton {triton.__version__}'}"
         )
-    return stale
+    return found
 
 
 def _load(folder: Path, plan: Plan | Keys) -> None:

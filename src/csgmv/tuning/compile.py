@@ -11,6 +11,7 @@ None of our kernels is launched here, or even loaded: that would disturb what is
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Union
@@ -26,6 +27,7 @@ from csgmv.tuning.worker import Failure, Farm, Worker, reason
 from csgmv.workload import Workload
 
 COMPILE_SECONDS = 60.0
+_NICENESS = 10  # of processes that compile, beside those of which a GPU waits for the next step
 Signature = tuple[object, ...]  # all that a binary depends on
 Described = Union[tuple[Signature, ...], str]  # a config's binaries in the order of their launches, or why it has none
 
@@ -150,6 +152,12 @@ class Compiler:
         )
 
 
+def _compiler(device: str, target: Target | None) -> Compiler:
+    """One that gives way to the processes that measure and decide, which a GPU waits for."""
+    os.nice(_NICENESS)
+    return Compiler(device, target)
+
+
 class CompileFarm:
     """Compiles configs in several processes, each binary once."""
 
@@ -157,7 +165,7 @@ class CompileFarm:
         """`processes` of them are started at once, and one more that describes configs."""
         target = target_of(device)
         self._scribe = Worker(Compiler, str(device), target)
-        self._farm = Farm(processes, Compiler, str(device), target)
+        self._farm = Farm(processes, _compiler, str(device), target)
         self._farm.start("healthy", limit=COMPILE_SECONDS)
         self._described: dict[tuple[rules.Key, rules.Row], Described] = {}
         self._futures: dict[Signature, Future[Binary]] = {}

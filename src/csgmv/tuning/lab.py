@@ -88,7 +88,8 @@ class Lab:
             torch.cuda.set_device(device)
         self._ragged = functools.lru_cache(maxsize=16)(self._make_ragged)
         self._segments = functools.lru_cache(maxsize=256)(self._make_segments)
-        self._read, self._written = Arena(device, seed), Arena(device, seed + 1)
+        self._copies = functools.lru_cache(maxsize=128)(self._make_copies)
+        self._read, self._written = (Arena(device, seed + i, self._copies.cache_clear) for i in range(2))
 
     def check(self, key: rules.Key, row: rules.Row) -> float:
         """The largest error of a config on the ragged batch, as a share of the reference's largest value.
@@ -151,7 +152,7 @@ class Lab:
         config = from_row(key.op, row)
         return [functools.partial(copy.run, key.op, config) for copy in self._copies(key, batch)]
 
-    def _copies(self, key: rules.Key, batch: Batch) -> list[Workload]:
+    def _make_copies(self, key: rules.Key, batch: Batch) -> list[Workload]:
         """The batch over and over, each time with tensors of its own; the routing is shared, as among layers."""
         tokens, adapters, columns = batch.tokens, batch.adapters, key.num_slices * key.max_rank
         outputs, dtype = sum(key.slice_widths), getattr(torch, key.dtype)

@@ -16,10 +16,15 @@ def add_arguments(group: argparse.ArgumentParser | argparse._ArgumentGroup, seed
         metavar="SECONDS",
         help="begin nothing more after so long; the same command goes on with the rest (default: no limit)",
     )
-    add(
+    add_processes(group)
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", default=0, help=f"of {seeded} (default: %(default)s)")
+
+
+def add_processes(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --processes alone."""
+    group.add_argument(
         "--processes",
         type=whole(1),
         metavar="N",
         help="processes that compile for a GPU (default: as many as processors, less two)",
     )
-    add("--seed", type=whole(0, 2**63 - 1), metavar="N", default=0, help=f"of {seeded} (default: %(default)s)")
