@@ -103,6 +103,20 @@ def test_timed_launches_work_on_the_batch(key: rules.Key, monkeypatch: pytest.Mo
     assert all(start % 16 == 0 for start, _ in places)
 
 
+def test_copies_are_made_once_until_the_arena_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an arena has outgrown is not held on to: a GPU might not have room for both."""
+    monkeypatch.setattr(measure, "l2_bytes", lambda _: 1 << 16)
+    lab, key = Lab(HERE), KEYS[0]
+    small, large = Batch(8, 2, 2), Batch(512, 2, 2)
+    first = lab._copies(key, small)
+    assert lab._copies(key, small) is first
+    assert lab._copies(key._replace(max_rank=8), small) is not first
+    lab._copies(key, large)
+    again = lab._copies(key, small)
+    assert again is not first
+    assert again[0].x.untyped_storage().data_ptr() != first[0].x.untyped_storage().data_ptr()
+
+
 @pytest.mark.gpu
 def test_copies_are_cold() -> None:
     """Reading 4 MB that L2 could hold takes as long as out of memory: more than 4 TB/s would give it away."""
