@@ -27,7 +27,7 @@ class Generated(NamedTuple):
     """The source of the tables, the choices that led to it, and what keys would lose without their own rows."""
 
     text: str
-    choice: choose.Choice
+    choice: choose.Chosen
     regrets: list[Regret]
 
 

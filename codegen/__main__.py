@@ -10,21 +10,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codegen import CONFIGS, TABLE, Faulty, diff, generate, history, limits, regret, write
-from codegen.source import choose, kernel_hash, readme_block, rules
+from codegen.source import choose, fallback, kernel_hash, readme_block, rules
 
 
-def _name(target: choose.Target, key: rules.Key) -> str:
-    gpu, triton = target
+def _name(head: fallback.Head, key: rules.Key) -> str:
+    gpu, triton = head
     return f"{gpu}, Triton {triton}, {', '.join(f'{name} {value}' for name, value in key._asdict().items())}"
 
 
-def _stale(chosen: choose.Choice) -> int:
+def _stale(chosen: choose.Chosen) -> int:
     """How many rows were measured with kernels other than those of this source tree."""
     today = kernel_hash.kernel_hash()
     return sum(not kernel_hash.same_kernels(result.kernel_hash, today) for result in chosen.results)
 
 
-def _report(choice: choose.Choice, whole: bool) -> Iterator[str]:
+def _report(choice: choose.Chosen, whole: bool) -> Iterator[str]:
     """What was chosen, in numbers; with `whole` also the keys that nothing beat the default at."""
     for (gpu, triton), rows in choice.table.items():
         tuned = sum(row is not None for row in rows.values())
@@ -37,7 +37,7 @@ def _report(choice: choose.Choice, whole: bool) -> Iterator[str]:
         yield from (f"default kept: {_name(target, key)}" for key, row in rows.items() if row is None)
     for duplicate in choice.duplicates:
         yield (
-            f"duplicate: {_name(duplicate.target, duplicate.key)}: "
+            f"duplicate: {_name(duplicate.head, duplicate.key)}: "
             f"{duplicate.kept} wins over {', '.join(duplicate.dropped)}"
         )
 
@@ -63,7 +63,7 @@ def _difference(text: str, out: Path) -> str | None:
     return f"{out}: not what the raw results give; run `python -m codegen`\n{shown}{more}"
 
 
-def _since(revision: str, configs: Path, choice: choose.Choice, most: int | None) -> Iterator[str]:
+def _since(revision: str, configs: Path, choice: choose.Chosen, most: int | None) -> Iterator[str]:
     """What changed since a git revision.
 
     Raises:

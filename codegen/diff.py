@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from codegen.regret import said
-from codegen.source import choose, records, rules
+from codegen.source import choose, fallback, records, rules
 
 MOST = 10  # lines of a kind, unless all are asked for
-Place = tuple[choose.Target, rules.Key]
+Place = tuple[fallback.Head, rules.Key]
 
 
 class Kept(NamedTuple):
@@ -43,7 +43,7 @@ class Change(NamedTuple):
         return by if abs(by) > self.noise_us else 0.0
 
 
-def kept(choice: choose.Choice) -> dict[Place, Kept]:
+def kept(choice: choose.Chosen) -> dict[Place, Kept]:
     """Every key of a table."""
     found = {}
     for result in choice.results:
@@ -55,7 +55,7 @@ def kept(choice: choose.Choice) -> dict[Place, Kept]:
     return found
 
 
-def _cells(choice: choose.Choice) -> dict[str, str]:
+def _cells(choice: choose.Chosen) -> dict[str, str]:
     """Each cell of the chunk-size table, in words."""
     return {
         f"{gpu}, Triton {triton}, {rows} rows, {adapters} adapters": str(chunk_size)
@@ -64,7 +64,7 @@ def _cells(choice: choose.Choice) -> dict[str, str]:
     }
 
 
-def _defaults(choice: choose.Choice) -> dict[str, str]:
+def _defaults(choice: choose.Chosen) -> dict[str, str]:
     """Each architecture's defaults, in words."""
     return {
         f"architecture {architecture}, {op}, {rows} rows": _row(op, row)
@@ -115,7 +115,7 @@ def _others(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return [f"{name}: {old} → {new}" for name, old, new in pairs if old != new]
 
 
-def report(before: choose.Choice, after: choose.Choice, most: int | None = MOST) -> Iterator[str]:
+def report(before: choose.Chosen, after: choose.Chosen, most: int | None = MOST) -> Iterator[str]:
     """Lines for people: counts first, then the entries themselves, of each kind at most `most`; None for all."""
     old, new = kept(before), kept(after)
     both = {place: Change(old[place], new[place]) for place in new if place in old}

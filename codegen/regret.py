@@ -36,7 +36,7 @@ class Regret(NamedTuple):
         return fallback.kind(self.served, self.result.key, self.result.gpu, self.result.triton)
 
 
-def regrets(choice: choose.Choice) -> Iterator[Regret]:
+def regrets(choice: choose.Chosen) -> Iterator[Regret]:
     """Every key's regret for every way of leaving out, see left_out.cases."""
     times: dict[int, dict[str, dict[rules.Row, float]]] = {
         id(result): {AT_LENGTH: records.at_length(result), SCREENED: records.in_screening(result)}

@@ -26,7 +26,7 @@ def literal(value: object) -> str:
 
 
 def render(
-    choice: choose.Choice, digest: str, losses: Mapping[str, Mapping[str, tuple[int, int, int]]] | None = None
+    choice: choose.Chosen, digest: str, losses: Mapping[str, Mapping[str, tuple[int, int, int]]] | None = None
 ) -> str:
     """The source of `_tuned_table.py`: one entry a line, in the choice's order, the same on every run."""
     environment = Environment(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from csgmv import raw_results, rules
-from csgmv.baking.choose import Choice, choose
+from csgmv.baking.choose import Chosen, choose
 from csgmv.baking.collect import collect
 from csgmv.tuning.lab import Screening
 from csgmv.tuning.plan import Batch, Task
@@ -51,7 +51,7 @@ def folder(path: Path, *contents: dict[str, Any]) -> Path:
     return path
 
 
-def chosen(path: Path) -> Choice:
+def chosen(path: Path) -> Chosen:
     """As a build chooses."""
     return choose(collect(path).found)
 

@@ -20,10 +20,10 @@ from triton.backends.nvidia import driver
 from csgmv import rules
 from csgmv.config import AddLoraConfig, ExpandConfig, ShrinkConfig, to_row
 from csgmv.tuning.compile import Compiler
-from csgmv.tuning.target import Target
+from csgmv.tuning.target import CompileTarget
 from csgmv.tuning.worker import reason
 
-H200 = Target(90, 232_448)
+H200 = CompileTarget(90, 232_448)
 SHRINK = rules.Key("shrink", 1024, (), 64, 3, "bfloat16", 64, 1)
 PAIR = rules.Key("add_lora", 1024, (2048, 1024), 64, 2, "bfloat16", 16, 1)
 CASES: dict[str, tuple[rules.Key, Any]] = {

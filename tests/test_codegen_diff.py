@@ -17,7 +17,7 @@ from fabricated import ADD_LORA, BETTER, document, finalist, put, record, record
 OTHER = [64, *BETTER[1:]]
 
 
-def choice(*contents: dict[str, Any]) -> choose.Choice:
+def choice(*contents: dict[str, Any]) -> choose.Chosen:
     return choose.choose(
         collect.Found(f"{index}.json", result)
         for index, content in enumerate(contents)
@@ -25,7 +25,7 @@ def choice(*contents: dict[str, Any]) -> choose.Choice:
     )
 
 
-def lines(before: choose.Choice, after: choose.Choice, most: int | None = diff.MOST) -> dict[str, list[str]]:
+def lines(before: choose.Chosen, after: choose.Chosen, most: int | None = diff.MOST) -> dict[str, list[str]]:
     """What is told, by kind."""
     found: dict[str, list[str]] = {}
     for line in diff.report(before, after, most):

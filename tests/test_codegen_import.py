@@ -14,7 +14,7 @@ import sys
 import csgmv
 from codegen.render import render
 from csgmv import rules
-from csgmv.baking.choose import Choice
+from csgmv.baking.choose import Chosen
 
 IMPORT = """
 import os, sys, time
@@ -42,7 +42,7 @@ def test_a_large_table_is_quick_to_import(tmp_path: pathlib.Path) -> None:
     """
     package = tmp_path / "csgmv"
     shutil.copytree(pathlib.Path(csgmv.__file__).parent, package)
-    table = render(Choice({("NVIDIA H200", "3.6.0"): many_rows(10_000)}, {}, []), "sha256:0")
+    table = render(Chosen({("NVIDIA H200", "3.6.0"): many_rows(10_000)}, {}, []), "sha256:0")
     (package / "_tuned_table.py").write_text(table, encoding="utf-8")
     compileall.compile_dir(package, quiet=1, force=True)
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

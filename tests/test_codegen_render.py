@@ -29,7 +29,7 @@ def test_the_source_gives_the_table_back() -> None:
     chunk_sizes = {("NVIDIA H200", "3.6.0"): {(1, 1): 16, (2048, 8): 64}, ("NVIDIA A100", "3.6.0"): {}}
     gpus, defaults = {"NVIDIA H200": ("9.0", 132)}, {"9.0": {"expand": {16: ROW, 32: ROW}}, "8.0": {}}
     losses = {"shrink": {"architecture's default": (3, 56, 250), "nearest rank": (1, -2, -2)}, "expand": {}}
-    variables = namespace(render(choose.Choice(table, chunk_sizes, [], gpus, defaults), "sha256:0123", losses))
+    variables = namespace(render(choose.Chosen(table, chunk_sizes, [], gpus, defaults), "sha256:0123", losses))
     assert variables["LOSSES"] == losses
     assert variables["GPUS"] == gpus
     assert variables["DEFAULTS"] == defaults
@@ -44,7 +44,7 @@ def test_an_entry_is_a_line() -> None:
     """So that a change in one row is a change in one line."""
     keys = [KEY._replace(chunk_size=size) for size in (16, 32, 64)]
     target = ("NVIDIA H200", "3.6.0")
-    choice = choose.Choice({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
+    choice = choose.Chosen({target: dict.fromkeys(keys, ROW)}, {target: {(8, 8): 16}}, [])
     lines = render(choice, "sha256:0").splitlines()
     assert "        (8, 8): 16," in lines
     layer = lines.index("        ('expand', 0, (2048,), 64, 1, 'bfloat16'): {")

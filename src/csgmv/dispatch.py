@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from csgmv.segments import Segments  # which asks this module, by way of chunk_sizes, where it is
 
 C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
-Table = Mapping[tuple[str, str], fallback.Rows]
+Table = Mapping[fallback.Head, fallback.Rows]
 Target = fallback.Target
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}

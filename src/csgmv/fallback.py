@@ -23,11 +23,13 @@ from .rules import Key, Row
 
 # A table holds rows by what keys say of the layer, then by what they say of the batch: with whole keys 10,000 rows take
 # longer to import (tests/test_codegen_import.py), and each row of a layer that is too far away has to be looked at.
-Layer = tuple[str, int, tuple[int, ...], int, int, str]  # op, input_dim, slice_widths, max_rank, num_slices, dtype
-Batch = tuple[int, int]  # chunk_size, segment_bucket
-Rows = Mapping[Layer, Mapping[Batch, "Row | None"]]
-Near = tuple[float, Layer]  # how far a layer is away
-LayersNear = Callable[[tuple[str, str], Layer], Sequence[Near]]  # what `layers_near` finds on a GPU and Triton version
+Head = tuple[str, str]  # what rows stand under first: the GPU's name, the Triton version
+LayerPart = tuple[str, int, tuple[int, ...], int, int, str]  # op, input_dim, slice_widths, max_rank, num_slices, dtype
+BatchPart = tuple[int, int]  # chunk_size, segment_bucket
+Rows = Mapping[LayerPart, Mapping[BatchPart, "Row | None"]]
+Near = tuple[float, LayerPart]  # how far a layer is away
+# What `layers_near` finds on a GPU under a Triton version.
+LayersNear = Callable[[Head, LayerPart], Sequence[Near]]
 _HALVES = {"float16", "bfloat16"}
 
 
@@ -40,14 +42,14 @@ class Tables(NamedTuple):
         defaults: by architecture and operation, the row that is best on average, for each of some numbers of rows.
     """
 
-    rows: Mapping[tuple[str, str], Rows]
+    rows: Mapping[Head, Rows]
     gpus: Mapping[str, tuple[str, int]] = {}
     defaults: Mapping[str, Mapping[str, Mapping[int, Row]]] = {}
 
 
-def by_layer(rows: Mapping[Key, Row | None]) -> dict[Layer, dict[Batch, Row | None]]:
+def by_layer(rows: Mapping[Key, Row | None]) -> dict[LayerPart, dict[BatchPart, Row | None]]:
     """Rows as tables hold them, in the order that they come in."""
-    layers: dict[Layer, dict[Batch, Row | None]] = {}
+    layers: dict[LayerPart, dict[BatchPart, Row | None]] = {}
     for key, row in rows.items():
         layers.setdefault(key.layer, {})[key.batch] = row
     return layers
@@ -144,7 +146,7 @@ def batch_distance(key: Key, other: Key) -> float:
 
 
 @functools.lru_cache(maxsize=16384)  # few batches are had by many keys: of `codegen --regret` it saves 0.3 s
-def _batches_apart(batch: Batch, another: Batch) -> float:
+def _batches_apart(batch: BatchPart, another: BatchPart) -> float:
     (chunk_size, bucket), (other_chunk_size, other_bucket) = batch, another
     rows = refit.octaves(chunk_size * bucket, other_chunk_size * other_bucket)
     return max(rows, -_FEWER_ROWS * rows) + abs(refit.octaves(bucket, other_bucket))
@@ -161,7 +163,7 @@ def _sizes(key: Key) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=65536)  # few layers have many keys
-def layer_distance(layer: Layer, other: Layer) -> float:
+def layer_distance(layer: LayerPart, other: LayerPart) -> float:
     """How far apart two layers of one operation are in dimensions and rank; infinite beyond REACH."""
     key, another = (Key(*fields, chunk_size=1, segment_bucket=1) for fields in (layer, other))
     sizes, others = _sizes(key), _sizes(another)
@@ -191,7 +193,7 @@ def _step(key: Key, other: Key) -> str:
     return "exact" if other.dtype == key.dtype else f"other 16-bit dtype ({other.dtype})"
 
 
-def layers_near(layer: Layer, present: Rows) -> list[Near]:
+def layers_near(layer: LayerPart, present: Rows) -> list[Near]:
     """The layers whose rows may serve a layer's keys, the nearest first."""
     op, *_, dtype = layer
     dtypes = _lends_to(dtype)
@@ -248,7 +250,7 @@ def offers(key: Key, where: Target, tables: Tables, near: LayersNear | None = No
     own = tables.rows.get((where.gpu, where.triton), {})
     if key.batch in own.get(key.layer, ()) and (served := _served(key, where, tables, key, where.gpu, where.triton)):
         yield served
-    asked = set[tuple[str, str]]()
+    asked = set[Head]()
     for gpu, version in _places(key, where, tables):
         if (gpu, version) in asked:
             continue
@@ -262,7 +264,7 @@ def offers(key: Key, where: Target, tables: Tables, near: LayersNear | None = No
             yield Served(lent, f"default of architecture {where.architecture}")
 
 
-def _places(key: Key, where: Target, tables: Tables) -> Iterator[tuple[str, str]]:
+def _places(key: Key, where: Target, tables: Tables) -> Iterator[Head]:
     """GPUs and Triton versions in the order in which `offers` asks for their rows; some come twice."""
     gpus = nearest_gpus(where, tables.gpus)
     heads = [head for head, rows in tables.rows.items() if any(rows.values())]

@@ -46,7 +46,7 @@ class BatchTimes(NamedTuple):
     winner_us: float | None
 
 
-class Batch(NamedTuple):
+class TimedBatch(NamedTuple):
     """A batch, and microseconds (median) of a launch on it with what the table has for its key."""
 
     tokens: int
@@ -165,10 +165,10 @@ def _relative(result: Result, times: Mapping[rules.Row, float]) -> dict[rules.Ro
     return {row: p50_us / times[reference.row] for row, p50_us in times.items()}
 
 
-def batches(result: Result) -> Iterator[Batch]:
+def batches(result: Result) -> Iterator[TimedBatch]:
     """Every batch timed at this key, and the time of what the table has for it: the baked row, or else the default."""
     baked = result.default is None or baked_row(result) is not None
     for tokens, adapters, num_segments, default_us, winner_us in result.batches:
         p50_us = winner_us if baked else default_us
         if p50_us is not None:
-            yield Batch(tokens, adapters, num_segments, p50_us)
+            yield TimedBatch(tokens, adapters, num_segments, p50_us)

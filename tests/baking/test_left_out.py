@@ -9,7 +9,7 @@ import pytest
 
 from csgmv import fallback, raw_results, records, rules
 from csgmv.baking import left_out
-from csgmv.baking.choose import Choice, Target, choose
+from csgmv.baking.choose import Chosen, choose
 from csgmv.baking.collect import Found
 from csgmv.baking.defaults import on_average
 from fabricated import BETTER, document, finalist, record
@@ -25,7 +25,7 @@ def layer(input_dim: int, stages: int, *, gpu: str = "NVIDIA H200", triton: str 
 
 
 @pytest.fixture(scope="module")
-def choice() -> Choice:
+def choice() -> Chosen:
     contents = [
         layer(512, 2),
         layer(1024, 3),
@@ -37,14 +37,14 @@ def choice() -> Choice:
     return choose(Found("a.json", result) for content in contents for result in raw_results.results(content))
 
 
-def test_as_if_the_tables_were_made_without_them(choice: Choice) -> None:
+def test_as_if_the_tables_were_made_without_them(choice: Chosen) -> None:
     """In every way, for every key: rows and defaults of what is left alone."""
     cases = list(left_out.cases(choice))
     assert {case.left_out for case in cases} == left_out.WAYS.keys()
     for way, result, served in cases:
         in_common = left_out.WAYS[way]
         rest = [other for other in choice.results if in_common(other) != in_common(result)]
-        rows: dict[Target, dict[rules.Key, rules.Row | None]] = defaultdict(dict)
+        rows: dict[fallback.Head, dict[rules.Key, rules.Row | None]] = defaultdict(dict)
         for other in rest if way != "all rows" else ():
             rows[other.gpu, other.triton][other.key] = records.baked_row(other)
         by_layer = {target: fallback.by_layer(of) for target, of in rows.items()}
@@ -52,7 +52,7 @@ def test_as_if_the_tables_were_made_without_them(choice: Choice) -> None:
         assert served == fallback.serve(result.key, left_out.target(choice, result), tables)
 
 
-def test_every_key_is_left_out_in_every_way(choice: Choice) -> None:
+def test_every_key_is_left_out_in_every_way(choice: Chosen) -> None:
     """Once."""
     for way in left_out.WAYS:
         keys = [

@@ -9,7 +9,7 @@ import pytest
 from crossed import WHERE, chosen, folder, layer, own
 from csgmv import fallback, footprint, refit, rules
 from csgmv.baking import left_out
-from csgmv.baking.choose import Choice
+from csgmv.baking.choose import Chosen
 from csgmv.tuning import heats as module
 from csgmv.tuning.heats import heats
 from fabricated import DEFAULT, finalist
@@ -24,16 +24,16 @@ LAYERS = [
 
 
 @pytest.fixture(scope="module")
-def choice(tmp_path_factory: pytest.TempPathFactory) -> Choice:
+def choice(tmp_path_factory: pytest.TempPathFactory) -> Chosen:
     return chosen(folder(tmp_path_factory.mktemp("configs"), *LAYERS))
 
 
-def known(choice: Choice, key: rules.Key) -> set[rules.Row]:
+def known(choice: Chosen, key: rules.Key) -> set[rules.Row]:
     (result,) = (one for one in choice.results if one.key == key and one.gpu == WHERE[0])
     return {timing.row for timing in (*result.finalists, *filter(None, [result.default]))}
 
 
-def test_what_the_fallback_would_lend_comes_first(choice: Choice) -> None:
+def test_what_the_fallback_would_lend_comes_first(choice: Chosen) -> None:
     """In every way of leaving out, other GPUs' rows too; not what the record has at full length already."""
     found = {heat.result.key: heat for heat in heats(choice, WHERE).lent}
     for key in choice.table[WHERE]:
@@ -47,7 +47,7 @@ def test_what_the_fallback_would_lend_comes_first(choice: Choice) -> None:
     assert tuple(own(2)) not in found[next(key for key in found if key.input_dim == 1024 and key.chunk_size == 64)].rows
 
 
-def test_then_the_winners_of_all_keys_of_the_rank(choice: Choice) -> None:
+def test_then_the_winners_of_all_keys_of_the_rank(choice: Chosen) -> None:
     """Cut to the key, each once; those of other ranks and GPUs come only if they are lent."""
     planned = heats(choice, WHERE)
     for key, row in choice.table[WHERE].items():
@@ -62,14 +62,14 @@ def test_then_the_winners_of_all_keys_of_the_rank(choice: Choice) -> None:
         assert row not in rows
 
 
-def test_the_winner_and_the_default_are_beside_them(choice: Choice) -> None:
+def test_the_winner_and_the_default_are_beside_them(choice: Chosen) -> None:
     """In each race, in this order."""
     for heat in (*heats(choice, WHERE).lent, *heats(choice, WHERE).others):
         assert heat.beside == (choice.table[WHERE][heat.result.key], tuple(DEFAULT))
         assert not {*heat.beside} & {*heat.rows}
 
 
-def test_the_nearest_comes_first_and_races_are_short(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_comes_first_and_races_are_short(choice: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each key's first race before any's second; layers take turns."""
     monkeypatch.setattr(module, "MOST_ROWS", 2)
     planned = heats(choice, WHERE)

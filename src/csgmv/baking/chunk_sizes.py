@@ -24,7 +24,7 @@ _Times = tuple[_Time, ...]  # one for each of rules.CHUNK_SIZES
 class _Measured(NamedTuple):
     """A batch as one chunk size cuts it."""
 
-    batch: records.Batch
+    batch: records.TimedBatch
     noise_us: float
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from .. import fallback, footprint, records, rules
-from .choose import Choice, Target
+from .choose import Chosen
 from .defaults import Averages
 
 
@@ -73,7 +73,7 @@ class _Left:
         return served
 
 
-def _rest(rows: fallback.Rows, where: Target, out: Set[_Place]) -> fallback.Rows:
+def _rest(rows: fallback.Rows, where: fallback.Head, out: Set[_Place]) -> fallback.Rows:
     """A table's rows without those of some places; layers that lose none are shared."""
     rest = dict(rows)
     for gpu, triton, key in out:
@@ -83,13 +83,13 @@ def _rest(rows: fallback.Rows, where: Target, out: Set[_Place]) -> fallback.Rows
     return rest
 
 
-def target(choice: Choice, result: records.Result) -> fallback.Target:
+def target(choice: Chosen, result: records.Result) -> fallback.Target:
     """Where a result was measured, as the fallback is told it."""
     limits = footprint.LIMITS.get(result.architecture, footprint.UNLIMITED)
     return fallback.Target(result.gpu, result.triton, limits, *choice.gpus[result.gpu])
 
 
-def cases(choice: Choice) -> Iterator[Case]:
+def cases(choice: Chosen) -> Iterator[Case]:
     """Every key, in every way of leaving out.
 
     A Triton version or a GPU is left out where another one of the same architecture remains.

@@ -21,7 +21,7 @@ import torch
 from csgmv import launch, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, from_row
 from csgmv.segments import Segments
-from csgmv.tuning.target import Target, compile_for
+from csgmv.tuning.target import CompileTarget, compile_for
 from csgmv.tuning.target import of as target_of
 from csgmv.tuning.worker import Failure, Farm, Worker, reason
 from csgmv.workload import Workload
@@ -71,7 +71,7 @@ class _Launch(NamedTuple):
 class Compiler:
     """Describes and compiles configs in the process that it is made in, which can launch nothing from then on."""
 
-    def __init__(self, device: str, target: Target | None) -> None:
+    def __init__(self, device: str, target: CompileTarget | None) -> None:
         """Kernels are compiled for `target`, or where there is none for `device`."""
         if target is not None:
             compile_for(target)
@@ -152,7 +152,7 @@ class Compiler:
         )
 
 
-def _compiler(device: str, target: Target | None) -> Compiler:
+def _compiler(device: str, target: CompileTarget | None) -> Compiler:
     """One that gives way to the processes that measure and decide, which a GPU waits for."""
     os.nice(_NICENESS)
     return Compiler(device, target)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from csgmv import no_gpu, rules
-from csgmv.baking.choose import Choice, Target, choose
+from csgmv import fallback, no_gpu, rules
+from csgmv.baking.choose import Chosen, choose
 from csgmv.baking.collect import Collected, collect
 from csgmv.kernel_hash import same_kernels
 from csgmv.tuning import run_options
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if summary.refused else 0
 
 
-def _planned(choice: Choice, where: Target) -> list[str]:
+def _planned(choice: Chosen, where: fallback.Head) -> list[str]:
     """What there is to be timed at a GPU's keys, in words."""
     lent, others = heats(choice, where)
     kinds = (("rows that the fallback would lend", lent), ("winners of all other keys", others))
@@ -115,7 +115,7 @@ def _keys(planned: Heats) -> list[rules.Key]:
     return [one.result.key for part in planned for one in part]
 
 
-def _check_places(folder: Path, collected: Collected, where: Target) -> None:
+def _check_places(folder: Path, collected: Collected, where: fallback.Head) -> None:
     """A race is added to the file that the tuner writes a key's record to: it has to be there."""
     for file, result in collected.found:
         if (result.gpu, result.triton) == where and Path(file) != name(*where, result.key):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from csgmv import fallback, footprint, records, refit, rules
 from csgmv.baking import left_out
-from csgmv.baking.choose import Choice, Target
+from csgmv.baking.choose import Chosen
 
 MOST_ROWS = 32  # beside the winner and the default: of graphs that are there at once, and of what a crash may cost
 TIMING_SECONDS = 0.05  # a row at a key on an H200: capturing it, and what race.race takes of each finalist
@@ -66,7 +66,7 @@ def raced(result: records.Result) -> set[rules.Row]:
     return {row for race in result.races for row in race.times}
 
 
-def heats(choice: Choice, where: Target, done: Raced = raced) -> Heats:
+def heats(choice: Chosen, where: fallback.Head, done: Raced = raced) -> Heats:
     """All that remains to be timed at the keys of one GPU and Triton version.
 
     Args:
@@ -97,7 +97,7 @@ def _kind(key: rules.Key) -> tuple[str, int, str]:
     return key.op, key.max_rank, key.dtype
 
 
-def _winners(choice: Choice, where: Target) -> Mapping[tuple[str, int, str], Mapping[rules.Key, rules.Row]]:
+def _winners(choice: Chosen, where: fallback.Head) -> Mapping[tuple[str, int, str], Mapping[rules.Key, rules.Row]]:
     """The tuned rows of a table by operation, rank and dtype."""
     found: dict[tuple[str, int, str], dict[rules.Key, rules.Row]] = defaultdict(dict)
     for key, row in choice.table[where].items():

@@ -26,7 +26,7 @@ _MOST_THREADS = 1024
 _WORD = 4  # bytes; what Triton counts spills in
 
 
-class Target(NamedTuple):
+class CompileTarget(NamedTuple):
     """What of an NVIDIA GPU binaries depend on, and what one of its blocks may use.
 
     Attributes:
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     shared_memory: int
 
 
-def of(device: torch.device) -> Target | None:
+def of(device: torch.device) -> CompileTarget | None:
     """A device's target; None where only the device itself tells what kernels take: one of AMD's, or no cuobjdump."""
     if device.type != "cuda" or not launch.FOR_NVIDIA:
         return None
@@ -47,15 +47,15 @@ def of(device: torch.device) -> Target | None:
     except RuntimeError:  # "Cannot find cuobjdump"
         return None
     major, minor = torch.cuda.get_device_capability(device)
-    return Target(10 * major + minor, dispatch.device_limits(device).shared_memory)
+    return CompileTarget(10 * major + minor, dispatch.device_limits(device).shared_memory)
 
 
-def compile_for(target: Target) -> None:
+def compile_for(target: CompileTarget) -> None:
     """From now on Triton compiles for a target in this process, and a kernel that it loads is looked at instead."""
     triton.runtime.driver.set_active(_driver(target))
 
 
-def _driver(target: Target) -> Any:
+def _driver(target: CompileTarget) -> Any:
     """What Triton asks of a driver to compile a kernel, build its launcher, and load it."""
     from triton.backends.nvidia.driver import CudaLauncher
 
