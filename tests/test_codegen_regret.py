@@ -10,7 +10,7 @@ import pytest
 from codegen import CONFIGS
 from codegen.__main__ import main
 from codegen.regret import HEADER, MARKER, Regret, losses, markdown, regrets, report
-from codegen.source import ROOT, choose, collect, left_out, raw_results, readme_block
+from codegen.source import choose, collect, left_out, raw_results, readme_block
 from fabricated import BETTER, DEFAULT, document, finalist, put, record
 
 OWN: dict[int, list[Any]] = {  # a winner for each input_dim, told apart by its stages
@@ -201,8 +201,8 @@ def test_the_report_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
         main([*argv[:-1], "--into", str(readme)])
 
 
-def test_the_readme_has_the_report_of_these_results() -> None:
-    """`python -m codegen --regret --into README.md` puts it there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_results_has_the_report_of_these() -> None:
+    """`python -m codegen --regret --into configs/README.md` puts it there."""
+    text = (CONFIGS / "README.md").read_text(encoding="utf-8")
     found = regrets(choose.choose(collect.collect(CONFIGS).found))
     assert readme_block.between_markers(text, markdown(found), MARKER) == text

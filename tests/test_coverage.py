@@ -245,10 +245,10 @@ def test_what_to_look_up_has_to_be_said(capture) -> None:
     assert "--model, --adapter, --layer: expected one of them, such as --model llama-3.1-8b, got none" in said
 
 
-def test_the_readme_is_of_this_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_results_is_of_this_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """For two models at both ranks; the line beneath the table there has the command that writes it again."""
     monkeypatch.undo()
-    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (pathlib.Path(__file__).parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
     where = coverage.target("H100", "3.6.0")
     found = {
         (model, rank): cover.covers(Plan(models.layer_shapes(model), rank), where)

@@ -12,6 +12,7 @@ import torch
 
 from csgmv import bench, cli, coverage, peer_report, readme_block
 from csgmv.e2e import options as e2e_options
+from csgmv.tuning import spot_check
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -52,8 +53,10 @@ def test_commands_parse(line):
 
 def test_commands_find_their_blocks():
     """`--into README.md` has a place to write to, for each kind of figures."""
-    for name in (bench.MARKER, peer_report.MARKER, coverage.MARKER, e2e_options.MARKER):
+    for name in (bench.MARKER, peer_report.MARKER, spot_check.MARKER, e2e_options.MARKER):
         assert "| new |" in readme_block.between_markers(TEXT, "| new |", name)
+    results = (README.parent / "configs" / "README.md").read_text(encoding="utf-8")
+    assert "| new |" in readme_block.between_markers(results, "| new |", coverage.MARKER)
 
 
 def test_every_module_is_on_the_map():

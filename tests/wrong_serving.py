@@ -52,7 +52,7 @@ _EXPLAIN = Subject(
             (2, ValueError, "^slice_widths: expected 2 non-negative"),
         ],
         "dtype": [
-            (wrong, ValueError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
+            (wrong, TypeError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
             for wrong in (torch.float64, torch.int8, "float16", None)
         ],
         "chunk_size": whole("chunk_size", 0),
@@ -318,7 +318,7 @@ _MULTI = Subject(
             (None, TypeError, "^target_modules: expected names or a regular expression, got None"),
         ],
         "dtype": [
-            (wrong, ValueError, r"^dtype: expected torch\.float16, torch\.bfloat16, torch\.float32 or None, got ")
+            (wrong, TypeError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
             for wrong in (torch.int8, "float16", torch.float64)
         ],
     },

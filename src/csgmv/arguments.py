@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 
-from csgmv import batch_faults, launch, plain_arguments, rules, slices
+from csgmv import batch_faults, dtypes, launch, plain_arguments, rules, slices
 from csgmv.segments import Segments
 
 # What making a key of the wrong arguments may raise; the checks, which come next, have more to say.
 MISFITS = (AttributeError, RuntimeError, TypeError, ValueError)
 # The same rule in a third of the time, for the sizes that a server comes by.
 _segment_bucket = functools.lru_cache(maxsize=4096)(rules.segment_bucket)
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def check_tensor(name: str, tensor: Any) -> None:
@@ -38,7 +37,7 @@ def _check_rows(name: str, tensor: Any) -> None:
     check_tensor(name, tensor)
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions, got shape {list(tensor.shape)}")
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in dtypes.NAMES:
         raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {tensor.dtype}")
     if launch.INTERPRETED and tensor.dtype == torch.bfloat16:
         raise TypeError(f"{name}: expected float16 or float32, since Triton's interpreter computes bfloat16 wrongly")
@@ -138,7 +137,7 @@ def check_lora_b(lora_b: Any, h: Any, slice_offsets: tuple[int, ...], *, rounded
     With `rounded`, an h in float32 may go with any lora_b, to whose dtype the kernel rounds it.
     """
     _check_rows("h", h)
-    others = _DTYPES if rounded and h.dtype == torch.float32 else ()
+    others = dtypes.NAMES if rounded and h.dtype == torch.float32 else ()
     if not slices.apart(lora_b):
         _check_weights("lora_b", lora_b, h, *others)
         if slice_offsets[-1] != lora_b.shape[1]:

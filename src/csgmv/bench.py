@@ -23,6 +23,7 @@ from csgmv import (
     columns,
     config,
     dispatch,
+    dtypes,
     files,
     host,
     measure,
@@ -38,7 +39,6 @@ from csgmv.figures import Case, Figure, Report
 
 __all__ = ["MARKER", "add_arguments", "run"]  # the first two are the options'
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 EXAMPLES = {
     "csgmv bench": "Qwen3-Embedding-0.6B's layers, 30720 tokens of one adapter.",
     "csgmv bench --model llama-3.1-8b --tokens 32 --adapters 32 --rank 8+16+64 --ops add_lora": "A decode batch with "
@@ -103,7 +103,7 @@ def _workload(case: Case, device: torch.device, seed: int = 0) -> workload.Workl
         case.slice_widths,
         workload.adapter_ids(case.distribution, case.tokens, case.adapters),
         [rank for rank, _ in zip(itertools.cycle(case.ranks), range(case.adapters))],
-        dtype=DTYPES[case.dtype],
+        dtype=dtypes.BY_NAME[case.dtype],
         chunk_size=case.chunk_size,
         device=device,
         seed=seed,
@@ -178,7 +178,7 @@ def _run_host(args: argparse.Namespace, device: torch.device) -> int:
     layer = layers(args)[0]
     dimension = rules.dimensions("add_lora", layer.input_dim, layer.slice_widths, len(layer.slice_widths), host.RANK)
     found = host.costs(
-        host.calls(layer, DTYPES[args.dtype], device), wait=functools.partial(torch.cuda.synchronize, device)
+        host.calls(layer, dtypes.BY_NAME[args.dtype], device), wait=functools.partial(torch.cuda.synchronize, device)
     )
     print(host.table(found))
     print(

@@ -9,7 +9,6 @@ from csgmv import host, layer_options, models, peer_report, readme_block, rules,
 from csgmv.e2e import options as end_to_end
 from csgmv.option_types import whole
 
-DTYPES = tuple(rules.DTYPE_BYTES)
 MARKER = "bench"
 # What kernels are measured with; an option that is not given is None, so that it can be told where it has no place.
 TOKENS, ADAPTERS, RANKS, CHUNK_SIZES = [30720], [1], [(64,)], [16, 32, 64, 128]
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-sizes", type=whole(1), nargs="+", metavar="N", help="most rows of a segment (default: 16 32 64 128)"
     )
     batch.add_argument("--distribution", choices=workload.DISTRIBUTIONS, help="of tokens over adapters (default: even)")
-    batch.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")
+    batch.add_argument("--dtype", choices=list(rules.DTYPE_BYTES), default="bfloat16", help="of every tensor")
     batch.add_argument(
         "--ops", choices=rules.OPS, nargs="+", metavar="OP", help=f"{layer_options.OPS} (default: shrink expand)"
     )

@@ -21,7 +21,7 @@ import torch
 import triton
 
 from csgmv import chunk_sizes as sizes_of_chunks
-from csgmv import devices, launch, plain_arguments, rules
+from csgmv import devices, dtypes, launch, plain_arguments, rules
 from csgmv.expand import lora_expand
 from csgmv.grouping import segment_capacity
 from csgmv.layer import add_lora
@@ -178,9 +178,7 @@ def _without_rows(chunk_size: int, num_segments: int, device: torch.device) -> S
 def _check(
     shapes: Sequence[LayerShape], max_rank: int, dtype: torch.dtype, ops: Sequence[str], batches: Sequence[Segments]
 ) -> None:
-    name = str(dtype).removeprefix("torch.")
-    if not isinstance(dtype, torch.dtype) or name not in rules.DTYPE_BYTES:
-        raise TypeError(f"dtype: expected torch.float16, torch.bfloat16 or torch.float32, got {dtype!r}")
+    name = dtypes.name_of("dtype", dtype)
     if not batches:
         raise ValueError("chunk_sizes: expected at least one, got none")
     if isinstance(ops, str) or not isinstance(ops, Sequence) or not ops or any(op not in rules.OPS for op in ops):

@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 import triton
 
-from csgmv import columns, dispatch, footprint, known_models, launch, layer_options, readme_block, rules
+from csgmv import columns, dispatch, dtypes, footprint, known_models, launch, layer_options, readme_block, rules
 from csgmv.cover import BORROWED, DEFAULT, STATES, TUNED, Cover, covers
 from csgmv.option_types import number, version, whole
 from csgmv.shares import percent
@@ -239,7 +239,7 @@ def _asked(args: argparse.Namespace, where: dispatch.Target) -> dict[tuple[str, 
     for model in models:
         layers = layer_options.layers(argparse.Namespace(**{**vars(args), "model": model}))
         for rank in ranks:
-            plan = Plan(layers, rank, args.chunk_sizes, dtype=getattr(torch, args.dtype), ops=args.ops)
+            plan = Plan(layers, rank, args.chunk_sizes, dtype=dtypes.BY_NAME[args.dtype], ops=args.ops)
             found[model or "layers given", rank] = covers(plan, where)
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 import triton
 
-from csgmv import devices, fallback, footprint, launch, plain_arguments, rules, tuned
+from csgmv import devices, dtypes, fallback, footprint, launch, plain_arguments, rules, tuned
 from csgmv.config import (
     AddLoraConfig,
     Config,
@@ -33,7 +33,6 @@ C = TypeVar("C", ShrinkConfig, ExpandConfig, AddLoraConfig)
 Table = Mapping[fallback.Head, fallback.Rows]
 Target = fallback.Target
 
-_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # With batch_invariant=True every batch is looked up as a decode batch of some 32 adapters, and gets tiles of 16 rows.
 # That is the fewest that there are, which any segment fills best; and always as many, since for another number the
 # compiler may choose another tensor-core instruction, which sums in another order.
@@ -61,13 +60,13 @@ class Choice(NamedTuple):
 def shrink_key(input_dim: int, max_rank: int, num_slices: int, dtype: torch.dtype, segments: Segments) -> Key:
     """The key of a `lora_shrink` launch."""
     bucket = rules.segment_bucket(segments.num_segments)
-    return Key("shrink", input_dim, (), max_rank, num_slices, _DTYPE_NAMES[dtype], segments.chunk_size, bucket)
+    return Key("shrink", input_dim, (), max_rank, num_slices, dtypes.NAMES[dtype], segments.chunk_size, bucket)
 
 
 def expand_key(slice_widths: tuple[int, ...], max_rank: int, dtype: torch.dtype, segments: Segments) -> Key:
     """The key of a `lora_expand` launch."""
     bucket = rules.segment_bucket(segments.num_segments)
-    name, slices = _DTYPE_NAMES[dtype], len(slice_widths)
+    name, slices = dtypes.NAMES[dtype], len(slice_widths)
     return rules.expand_part(Key("expand", 0, slice_widths, max_rank, slices, name, segments.chunk_size, bucket))
 
 
@@ -76,7 +75,7 @@ def add_lora_key(
 ) -> Key:
     """The key of an `add_lora` launch."""
     bucket = rules.segment_bucket(segments.num_segments)
-    name = _DTYPE_NAMES[dtype]
+    name = dtypes.NAMES[dtype]
     return Key("add_lora", input_dim, slice_widths, max_rank, len(slice_widths), name, segments.chunk_size, bucket)
 
 
@@ -289,8 +288,7 @@ def explain(
     Raises:
         TypeError, ValueError: no launch has such a key; names the field, what was expected and what came.
     """
-    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPE_NAMES:
-        raise ValueError(f"dtype: expected torch.float16, torch.bfloat16 or torch.float32, got {dtype!r}")
+    dtype_name = dtypes.name_of("dtype", dtype)
     if isinstance(slice_widths, (str, bytes)) or not isinstance(slice_widths, Iterable):
         raise TypeError(f"slice_widths: expected whole numbers, got {slice_widths!r}")
     widths = tuple(plain_arguments.whole("slice_widths", width, 0) for width in slice_widths)
@@ -301,7 +299,7 @@ def explain(
         widths,
         plain_arguments.whole("max_rank", max_rank, 1, rules.MAX_RANK),
         max(len(widths), 1) if num_slices is None else plain_arguments.whole("num_slices", num_slices, 1),
-        _DTYPE_NAMES[dtype],
+        dtype_name,
         plain_arguments.whole("chunk_size", chunk_size, 1),
         bucket,
     )

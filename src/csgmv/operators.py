@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from csgmv import config as configs
-from csgmv import expand, layer, rules, shrink, slices
+from csgmv import expand, layer, rules, shrink, slices, torch_library
 from csgmv.segments import Segments
 from csgmv.slices import Sliced, SomeSliced
 
@@ -25,18 +25,11 @@ _BATCH = (
     "SymInt largest_rank"
 )
 _HOW = "bool padded, int[] config, bool batch_invariant"
-# Inductor must not hand over other strides than an eager call would get: the wrappers refuse what is not contiguous.
-_TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
-_library = torch.library.Library("csgmv", "FRAGMENT")
 
 
-def _define(name: str, arguments: str, call: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    _library.define(
-        f"{name}({arguments}, {_BATCH}, {_HOW}) -> {'Tensor' if name == 'lora_shrink' else '()'}", tags=_TAGS
-    )
-    _library.impl(name, call, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"csgmv::{name}", fake, lib=_library)
-    return getattr(torch.ops.csgmv, name).default
+def _define(name: str, arguments: str, call: Callable[..., Any], *fake: Callable[..., Any]) -> Any:
+    returns = "Tensor" if name == "lora_shrink" else "()"
+    return torch_library.define(name, f"({arguments}, {_BATCH}, {_HOW}) -> {returns}", call, *fake)
 
 
 def _row(config: configs.Config) -> list[Any]:
@@ -137,25 +130,19 @@ def _call_add_lora(
     layer.add_lora(_sliced(base_output), x, _sliced(lora_a), _sliced(lora_b), segments, tuple(slice_offsets), **how)
 
 
-def _fake_in_place(*_: Any) -> None:
-    """A mutation that the schema declares, and nothing else."""
-
-
 _shrink = _define("lora_shrink", "Tensor x, Tensor[] lora_a, int num_slices", _call_shrink, _fake_shrink)
 _shrink_out = _define(
-    "lora_shrink_out", "Tensor x, Tensor[] lora_a, int num_slices, Tensor(a!)[] out", _call_shrink_out, _fake_in_place
+    "lora_shrink_out", "Tensor x, Tensor[] lora_a, int num_slices, Tensor(a!)[] out", _call_shrink_out
 )
 _expand = _define(
     "lora_expand",
     "Tensor[] h, Tensor[] lora_b, int[] slice_offsets, Tensor(a!)[] base_output",
     _call_expand,
-    _fake_in_place,
 )
 _add_lora = _define(
     "add_lora",
     "Tensor(a!)[] base_output, Tensor x, Tensor[] lora_a, Tensor[] lora_b, int[] slice_offsets",
     _call_add_lora,
-    _fake_in_place,
 )
 
 

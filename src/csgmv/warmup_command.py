@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-import torch
-
-from csgmv import binaries, columns, layer_options, no_gpu
+from csgmv import binaries, columns, dtypes, layer_options, no_gpu
 from csgmv.option_types import whole
 
 EXAMPLES = {
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         max_rank=layer_options.rank(args),
         max_tokens=args.max_tokens,
         max_loras=args.max_loras,
-        dtype=getattr(torch, args.dtype),
+        dtype=dtypes.BY_NAME[args.dtype],
         ops=args.ops,
         chunk_sizes=args.chunk_sizes,
         padded=args.padded,

@@ -148,6 +148,21 @@ def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pyt
         run(*stale, "--rank", "8")
 
 
+@pytest.mark.gpu
+def test_dry_run_counts_what_need_not_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the folder, of this GPU and these kernels; unless it is to be measured again."""
+    options = "--layer", "o:96:48", "--rank", "8", "--chunk-sizes", "16", "--tokens", "1", "--ops", "expand"
+    there = *options, "--out", str(tmp_path)
+    assert run(*there, "--dry-run") == 0
+    assert capsys.readouterr().out.endswith(f"\n1 key, 0 of them in {tmp_path}\n")
+    assert run(*there, "--processes", "2") == 0
+    capsys.readouterr()
+    assert run(*there, "--dry-run") == 0
+    assert capsys.readouterr().out.endswith(f"\n1 key, 1 of them in {tmp_path}\n")
+    assert run(*there, "--dry-run", "--force") == 0
+    assert capsys.readouterr().out.endswith("\n1 key\n")
+
+
 def test_noisy_keys_are_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 import triton
 
 import csgmv
-from csgmv import chunk_sizes, columns, files, no_gpu, readme_block, workload
+from csgmv import chunk_sizes, columns, dtypes, files, no_gpu, readme_block, workload
 from csgmv.e2e import options, random_adapters, random_model, reference, steps, stopwatch, ways
 from csgmv.e2e.random_adapters import Adapter
 from csgmv.e2e.results import SMALL_CHUNK, Batch, Report, Subject, Timed
@@ -136,7 +136,7 @@ def report(args: argparse.Namespace, device: torch.device, bandwidth: float, wat
     """Measure all that the options ask for."""
     count = args.adapters[0] if args.adapters else options.ADAPTERS
     ranks = args.rank[0] if args.rank else options.RANKS
-    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[args.dtype]
+    dtype = dtypes.BY_NAME[args.dtype]
     measured = [subject(asked, count, ranks, dtype, device, bandwidth, watch) for asked in options.subjects(args)]
     return Report(
         subjects=measured,

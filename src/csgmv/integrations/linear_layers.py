@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from csgmv import launch
+from csgmv import dtypes, launch
 
 # Names of neighbours that models call with the same tensor, one after the other.
 _SHARING = (
@@ -21,7 +21,6 @@ _SHARING = (
 )
 # Of modules so called, keys and values read another tensor than queries, and often one that was read before.
 _CROSS = re.compile("cross|encoder_attn|encdec", re.IGNORECASE)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Linear(NamedTuple):
@@ -86,7 +85,7 @@ def _linear(module: nn.Module, dtype: torch.dtype) -> Linear | None:
 
 def _dtype(module: nn.Module, model: nn.Module) -> torch.dtype:
     weight = getattr(module, "weight", None)
-    if isinstance(weight, torch.Tensor) and weight.dtype in DTYPES:
+    if isinstance(weight, torch.Tensor) and weight.dtype in dtypes.NAMES:
         return weight.dtype
     dtype = getattr(model, "dtype", None)
-    return dtype if dtype in DTYPES else torch.get_default_dtype()
+    return dtype if isinstance(dtype, torch.dtype) and dtype in dtypes.NAMES else torch.get_default_dtype()

@@ -8,17 +8,14 @@ Inductor may make a CUDA graph of it, which has the batch's buffers in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
+from csgmv import torch_library
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.integrations.wrapped_linear import Serving, SharedInput
 
-# Inductor must not hand over other strides than an eager call would get: the wrappers refuse what is not contiguous.
-_TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
-_library = torch.library.Library("csgmv", "FRAGMENT")
 _servings: weakref.WeakValueDictionary[int, Serving] = weakref.WeakValueDictionary()
 
 
@@ -34,13 +31,6 @@ def _found(serving: int, graph: str, shared: int) -> tuple[SharedInput, RowBatch
     return served.inputs[shared], served.batch
 
 
-def _define(name: str, schema: str, call: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    _library.define(f"{name}{schema}", tags=_TAGS)
-    _library.impl(name, call, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"csgmv::{name}", fake, lib=_library)
-    return getattr(torch.ops.csgmv, name).default
-
-
 def _call_add(
     outputs: Sequence[torch.Tensor], x: torch.Tensor, serving: int, graph: str, shared: int, place: int | None
 ) -> None:
@@ -48,13 +38,8 @@ def _call_add(
     group.add(outputs, x, batch, place)
 
 
-def _fake_in_place(*_: Any) -> None:
-    """A mutation that the schema declares, and nothing else."""
-
-
-add = _define(
+add = torch_library.define(
     "served_add",
     "(Tensor(a!)[] outputs, Tensor x, int serving, str graph, int shared, int? place) -> ()",
     _call_add,
-    _fake_in_place,
 )

@@ -17,8 +17,8 @@ from typing import Union
 import torch
 from torch import nn
 
-from csgmv import plain_arguments, rules
-from csgmv.integrations import linear_layers, traced
+from csgmv import dtypes, plain_arguments, rules
+from csgmv.integrations import traced
 from csgmv.integrations.adapter_slots import AdapterSlots
 from csgmv.integrations.row_batches import RowBatch, StaticBatch
 from csgmv.integrations.wrapped_linear import Serving
@@ -249,9 +249,8 @@ def _check(model: object, adapters: object, dtype: object) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(adapters, Mapping):
         raise TypeError(f"adapters: expected folders by name, got {type(adapters).__name__}")
-    if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in linear_layers.DTYPES):
-        wanted = ", ".join(map(str, linear_layers.DTYPES))
-        raise ValueError(f"dtype: expected {wanted} or None, got {dtype!r}")
+    if dtype is not None:
+        dtypes.name_of("dtype", dtype)
 
 
 def _named(name: object) -> str:

@@ -17,12 +17,26 @@ from pathlib import Path
 import torch
 import triton
 
-from csgmv import columns, dispatch, footprint, kernel_hash, layer_options, misses, no_gpu, overlay, records, rules
+from csgmv import (
+    columns,
+    dispatch,
+    dtypes,
+    footprint,
+    kernel_hash,
+    layer_options,
+    misses,
+    no_gpu,
+    overlay,
+    records,
+    rules,
+)
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 from csgmv.option_types import number, whole
-from csgmv.tuning import fleet, model, run_options, space
+from csgmv.tuning import fleet, run_options, space
+from csgmv.tuning.environment import current_run
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
+from csgmv.tuning.record import Archive
 from csgmv.tuning.session import Step, Summary
 from csgmv.tuning.tuner import tune
 
@@ -50,7 +64,7 @@ _WHAT = {
     "adapters": (),
 }
 # What --dry-run assumes where there is no GPU: an H200.
-_H200 = model.Device(footprint.Limits(shared_memory=232448, programmatic_launch=True), sm_count=132)
+_H200 = footprint.Limits(shared_memory=232448, programmatic_launch=True)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -114,13 +128,13 @@ def run(args: argparse.Namespace) -> int:
         no_gpu.require("tune", "--dry-run and --ray work without")
     plan = _plan(args)
     if args.dry_run:
-        return _dry_run(plan)
+        return _dry_run(plan, None if _again(args) else args.out, args.seed)
     started = time.monotonic()
     with _progress() as report:
         summary = _tuner(args)(
             plan,
             args.out,
-            force=args.force or args.noisy is not None,
+            force=_again(args),
             time_budget=args.time_budget,
             processes=args.processes,
             seed=args.seed,
@@ -140,6 +154,11 @@ def run(args: argparse.Namespace) -> int:
     if args.then_load and (summary.tuned or summary.fresh):
         _load(args.out, plan)
     return FAILED if summary.failed else 0
+
+
+def _again(args: argparse.Namespace) -> bool:
+    """Whether what was measured already is measured too."""
+    return args.force or args.noisy is not None
 
 
 def _tuner(args: argparse.Namespace) -> Callable[..., Summary]:
@@ -174,7 +193,7 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
         chunk_sizes=args.chunk_sizes,
         tokens=args.tokens,
         adapters=args.adapters,
-        dtype=getattr(torch, args.dtype),
+        dtype=dtypes.BY_NAME[args.dtype],
         ops=args.ops,
     )
 
@@ -232,19 +251,23 @@ def _load(folder: Path, plan: Plan | Keys) -> None:
     )
 
 
-def _dry_run(plan: Plan | Keys) -> int:
+def _dry_run(plan: Plan | Keys, folder: Path | None, seed: int) -> int:
+    """Print the keys; and with a folder, where there is a GPU, how many need not be measured again."""
+    tasks = plan.tasks()
+    archive = None
     if torch.cuda.is_available():
-        current = torch.device("cuda", torch.cuda.current_device())
-        device = model.Device(
-            dispatch.device_limits(current), torch.cuda.get_device_properties(current).multi_processor_count
-        )
+        device = torch.device("cuda", torch.cuda.current_device())
+        where = dispatch.target(device)
+        limits = where.limits
+        if folder is not None:
+            archive = Archive(folder, where.gpu, where.triton, current_run(device, seed))
     else:
         print("no GPU here: an H200 is assumed")
-        device = _H200
-    tasks = plan.tasks()
+        limits = _H200
     for task in tasks:
-        print(f"{_describe(task)}: {space.size(task.key, device.limits):,} configs fit")
-    print(f"{len(tasks)} {'key' if len(tasks) == 1 else 'keys'}")
+        print(f"{_describe(task)}: {space.size(task.key, limits):,} configs fit")
+    there = "" if archive is None else f", {sum(archive.fresh(task) is not None for task in tasks)} of them in {folder}"
+    print(f"{len(tasks)} {'key' if len(tasks) == 1 else 'keys'}{there}")
     return 0
 
 

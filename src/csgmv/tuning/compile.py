@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Union
 
 import torch
 
-from csgmv import launch, rules
+from csgmv import dtypes, launch, rules
 from csgmv.config import ExpandConfig, ShrinkConfig, from_row
 from csgmv.segments import Segments
 from csgmv.tuning.target import CompileTarget, compile_for
@@ -135,7 +135,7 @@ class Compiler:
         columns, input_dim = key.num_slices * key.max_rank, key.input_dim or 16
 
         def empty(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=getattr(torch, key.dtype), device=self._device)
+            return torch.empty(shape, dtype=dtypes.BY_NAME[key.dtype], device=self._device)
 
         return Workload(
             ids=[0] * tokens,

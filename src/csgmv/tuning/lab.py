@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from csgmv import measure, rules, workload
+from csgmv import dtypes, measure, rules, workload
 from csgmv.config import from_row
 from csgmv.segments import Segments
 from csgmv.tuning.arena import Arena
@@ -43,7 +43,7 @@ class WrongResult(Exception):
 
 def tolerance(key: rules.Key) -> float:
     """Largest difference from the reference that is allowed, as a share of the reference's largest value."""
-    return workload.TOLERANCE[getattr(torch, key.dtype)]
+    return workload.TOLERANCE[dtypes.BY_NAME[key.dtype]]
 
 
 def ragged_batch(key: rules.Key, device: torch.device, seed: int = 0) -> Workload:
@@ -67,7 +67,7 @@ def _make(key: rules.Key, ids: Sequence[int | None], ranks: Sequence[int], devic
         key.slice_widths or (16,) * key.num_slices,
         ids,
         ranks,
-        dtype=getattr(torch, key.dtype),
+        dtype=dtypes.BY_NAME[key.dtype],
         chunk_size=key.chunk_size,
         device=device,
         seed=seed,
@@ -155,7 +155,7 @@ class Lab:
     def _make_copies(self, key: rules.Key, batch: Batch) -> list[Workload]:
         """The batch over and over, each time with tensors of its own; the routing is shared, as among layers."""
         tokens, adapters, columns = batch.tokens, batch.adapters, key.num_slices * key.max_rank
-        outputs, dtype = sum(key.slice_widths), getattr(torch, key.dtype)
+        outputs, dtype = sum(key.slice_widths), dtypes.BY_NAME[key.dtype]
         shrinks, expands = key.op != "expand", key.op != "shrink"
         read = {
             "x": (tokens, key.input_dim) if shrinks else (0, 0),
