@@ -144,7 +144,8 @@ def markdown(found: Iterable[Regret]) -> str:
         "at length: keys at which both were timed at full length; screened: keys judged by the first impressions of a "
         "search, until `csgmv cross` has timed them; unmeasured: keys at which what they get was not timed. "
         "95 %: the 95th percentile. "
-        "Printed by `python -m codegen --regret --into configs/README.md`; without `--into` operations have lines of their own."
+        "Printed by `python -m codegen --regret --into configs/README.md`; without `--into` operations have lines of "
+        "their own."
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from csgmv import fallback, no_gpu, rules
+from csgmv import columns, fallback, no_gpu, rules
 from csgmv.baking.choose import Chosen, choose
 from csgmv.baking.collect import Collected, collect
 from csgmv.kernel_hash import same_kernels
@@ -64,9 +64,14 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if summary.refused else 0
 
 
+def _looking(done: int, total: int) -> None:
+    columns.progress(f"looking for what there is to be timed: {done:,} of {total:,} keys")
+
+
 def _planned(choice: Chosen, where: fallback.Head) -> list[str]:
     """What there is to be timed at a GPU's keys, in words."""
-    lent, others = heats(choice, where)
+    lent, others = heats(choice, where, report=_looking)
+    columns.progress("")
     kinds = (("rows that the fallback would lend", lent), ("winners of all other keys", others))
     lines = [f"{where[0]}, Triton {where[1]}: {len(choice.table[where])} keys"]
     for what, some in kinds:
@@ -102,7 +107,8 @@ def cross(
     if where not in choice.table:
         raise ValueError(f"{folder}: expected results of {site.gpu} under Triton {site.triton}, got those of others")
     archive = Archive(folder, *where, site.run)
-    planned = heats(choice, where, lambda result: archive.raced(result.key))
+    planned = heats(choice, where, lambda result: archive.raced(result.key), _looking)
+    columns.progress("")
     today = site.run.kernel_hash
     current = Heats(*([one for one in part if same_kernels(one.result.kernel_hash, today)] for part in planned))
     if stale := len({one.result.key for part in planned for one in part} - {*_keys(current)}):

@@ -66,13 +66,16 @@ def raced(result: records.Result) -> set[rules.Row]:
     return {row for race in result.races for row in race.times}
 
 
-def heats(choice: Chosen, where: fallback.Head, done: Raced = raced) -> Heats:
-    """All that remains to be timed at the keys of one GPU and Triton version.
+def heats(
+    choice: Chosen, where: fallback.Head, done: Raced = raced, report: Callable[[int, int], object] = lambda *_: None
+) -> Heats:
+    """All that remains to be timed at the keys of one GPU and Triton version; of thousands it takes minutes to tell.
 
     Args:
         choice: the results; rows are borrowed from all that may lend them there.
         where: the GPU's name, the Triton version.
         done: which rows need not be timed at a key; finalists and the default never are.
+        report: is told before each key how many have been looked at, and how many there are.
     """
     here = [result for result in choice.results if (result.gpu, result.triton) == where]
     lent: dict[rules.Key, list[rules.Row]] = defaultdict(list)
@@ -82,7 +85,8 @@ def heats(choice: Chosen, where: fallback.Head, done: Raced = raced) -> Heats:
     winners = _winners(choice, where)
     first: dict[rules.Key, list[Heat]] = {}
     rest: dict[rules.Key, list[Heat]] = {}
-    for result in here:
+    for number, result in enumerate(here):
+        report(number, len(here))
         known = {timing.row for timing in (*result.finalists, *filter(None, [result.default]))} | {*done(result)}
         wanted = [row for row in dict.fromkeys(lent[result.key]) if row not in known]
         known.update(wanted)
