@@ -23,6 +23,11 @@ from fabricated import document, put
 from peft_models import save_adapter, tiny
 from wrong import DEVICES, Case, From, Subject, flag, whole
 
+_16 = r"^dtype: expected torch\.float16, torch\.bfloat16"
+_OF_ITS_CLASS = [(wrong, ValueError) for wrong in (torch.int8, torch.float64)]
+_OF_ANOTHER = [("float16", TypeError), (None, TypeError)]
+_DTYPE_OR_NONE = [(*case, rf"{_16}, torch\.float32 or None, got ") for case in (*_OF_ITS_CLASS, _OF_ANOTHER[0])]
+_DTYPE = [(*case, rf"{_16} or torch\.float32, got ") for case in (*_OF_ITS_CLASS, *_OF_ANOTHER)]
 _folder = Path(tempfile.mkdtemp(prefix="csgmv-every-input-"))
 _OPS = "expected (some|one) of shrink, expand, add_lora, got"
 
@@ -51,10 +56,7 @@ _EXPLAIN = Subject(
             *whole("num_slices", 0, 5, optional=True),
             (2, ValueError, "^slice_widths: expected 2 non-negative"),
         ],
-        "dtype": [
-            (wrong, TypeError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
-            for wrong in (torch.float64, torch.int8, "float16", None)
-        ],
+        "dtype": _DTYPE,
         "chunk_size": whole("chunk_size", 0),
         "num_segments": whole("num_segments", -1),
         "batch_invariant": flag("batch_invariant"),
@@ -104,10 +106,7 @@ _WARMUP = Subject(
         "max_tokens": whole("max_tokens", 0),
         "max_loras": whole("max_loras", -1),
         "tp": [*whole("tp", 0), (2, ValueError, "^tp: expected 1 with LayerShapes, .* got 2")],
-        "dtype": [
-            (wrong, TypeError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
-            for wrong in (torch.int8, "float16", None)
-        ],
+        "dtype": _DTYPE,
         "ops": [(wrong, ValueError, f"^ops: {_OPS} ") for wrong in (("shrink", "fly"), (), None, "shrink", 3)],
         "chunk_sizes": [
             ([], ValueError, "^chunk_sizes: expected at least one, got none"),
@@ -317,10 +316,7 @@ _MULTI = Subject(
             ([3], TypeError, r"^target_modules: expected names or a regular expression, got \[3\]"),
             (None, TypeError, "^target_modules: expected names or a regular expression, got None"),
         ],
-        "dtype": [
-            (wrong, TypeError, r"^dtype: expected torch\.float16, torch\.bfloat16 or torch\.float32, got ")
-            for wrong in (torch.int8, "float16", torch.float64)
-        ],
+        "dtype": _DTYPE_OR_NONE,
     },
     call=_closed_after,
 )

@@ -12,13 +12,14 @@ BY_NAME: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in rul
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in BY_NAME.items()}
 
 
-def name_of(argument: str, dtype: object) -> str:
-    """The name of a dtype that kernels take.
+def name_of(argument: str, dtype: object, *others: object) -> str:
+    """The name of a dtype that kernels take; the `others` may come too, but not here.
 
     Raises:
-        TypeError: it is none, naming the argument, what was expected and what came.
+        TypeError, ValueError: it is no dtype, or another one; naming the argument, what was expected and what came.
     """
-    if not isinstance(dtype, torch.dtype) or dtype not in NAMES:
-        *others, last = BY_NAME.values()
-        raise TypeError(f"{argument}: expected {', '.join(map(str, others))} or {last}, got {dtype!r}")
-    return NAMES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in NAMES:
+        return NAMES[dtype]
+    *first, last = map(str, (*NAMES, *others))
+    wanted = TypeError if not isinstance(dtype, torch.dtype) else ValueError
+    raise wanted(f"{argument}: expected {', '.join(first)} or {last}, got {dtype!r}")

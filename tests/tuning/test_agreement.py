@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from csgmv.tuning.agreement import Agreement, compare, results_of, summary, winn
 from csgmv.tuning.plan import Batch
 from csgmv.tuning.worker import Failure
 from fabricated import BETTER, DEFAULT, document, finalist, put, record
-from searching import Farm
+from rigs import StillRig
 
 OTHER = [*BETTER[:5], 8, *BETTER[6:]]
 HERE = ("NVIDIA H200", "3.6.0")
@@ -55,7 +56,7 @@ def test_winners_are_timed_on_the_batches_that_decided(tmp_path: Path) -> None:
     second = results(record(finalists=[finalist(OTHER, 21.0)]), path=tmp_path / "2")
     mine, theirs = tuple(BETTER), tuple(OTHER)
     bench = Bench({(mine, 101): 10.0, (theirs, 101): 11.0, (mine, 32): 5.0, (theirs, 32): 6.0})
-    (found,) = compare(first, second, bench, Farm())  # type: ignore[arg-type]
+    (found,) = compare(first, second, StillRig(bench), 1)  # type: ignore[arg-type]
     assert [batch.tokens for _, batch in bench.asked] == [101, 32]
     assert (found.first, found.second) == (mine, theirs)
     assert found.ratio == pytest.approx(statistics.geometric_mean([1.1, 1.2]))
@@ -66,18 +67,33 @@ def test_the_same_row_is_not_timed_and_other_keys_are_left_out(tmp_path: Path) -
     first = results(record(), record(chunk_size=64), path=tmp_path / "1")
     second = results(record(), record(chunk_size=128), path=tmp_path / "2")
     bench = Bench({})
-    (found,) = compare(first, second, bench, Farm())  # type: ignore[arg-type]
+    (found,) = compare(first, second, StillRig(bench), 1)  # type: ignore[arg-type]
     assert found.ratio == 1.0
     assert found.key.chunk_size == record()["chunk_size"]
     assert bench.asked == []
 
 
-def test_a_winner_that_does_not_work_here_is_an_error(tmp_path: Path) -> None:
-    """It names row, key and reason."""
+def test_a_winner_that_does_not_work_here_agrees_with_none(tmp_path: Path) -> None:
+    """The other keys are told of all the same."""
+    first = results(record(), record(chunk_size=64), path=tmp_path / "1")
+    second = results(record(finalists=[finalist(OTHER, 21.0)]), record(chunk_size=64), path=tmp_path / "2")
+    found = compare(first, second, StillRig(Bench({(tuple(BETTER), 101): 10.0})), 1)  # type: ignore[arg-type]
+    assert [one.ratio for one in found] == [math.inf, 1.0]
+    text = summary(found, 0.02)
+    assert "1 (50.0%) agree within 2.0%; on average the second run's winners take 1.0000 times as long" in text
+    assert "of 1 a winner does not work here" in text
+
+
+def test_without_a_difference_no_gpu_is_asked(tmp_path: Path) -> None:
+    """Nor are processes started."""
     first = results(record(), path=tmp_path / "1")
-    second = results(record(finalists=[finalist(OTHER, 21.0)]), path=tmp_path / "2")
-    with pytest.raises(ValueError, match=r"expected winners that work on this GPU, got \(.*: WrongResult: wrong"):
-        compare(first, second, Bench({(tuple(BETTER), 101): 10.0}), Farm())  # type: ignore[arg-type]
+
+    class Never:
+        def opened(self, *_: object) -> None:
+            pytest.fail("opened")
+
+    (found,) = compare(first, first, Never(), 1)  # type: ignore[arg-type]
+    assert found.ratio == 1.0
 
 
 def test_where_nothing_beats_the_default_it_is_the_winner(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import types
 from pathlib import Path
@@ -15,8 +16,11 @@ from csgmv.models import LayerShape
 from csgmv.tuning import command, fleet
 from csgmv.tuning.plan import Keys, Plan
 from csgmv.tuning.session import Step, Summary
+from csgmv.tuning.tuner import tune
 from fabricated import LLAMA, document, put, record
 from laid import tables
+from rigs import HERE, StillRig
+from searching import HashBench
 
 
 def run(*argv: str) -> int:
@@ -148,19 +152,23 @@ def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pyt
         run(*stale, "--rank", "8")
 
 
-@pytest.mark.gpu
-def test_dry_run_counts_what_need_not_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the folder, of this GPU and these kernels; unless it is to be measured again."""
-    options = "--layer", "o:96:48", "--rank", "8", "--chunk-sizes", "16", "--tokens", "1", "--ops", "expand"
-    there = *options, "--out", str(tmp_path)
+def test_dry_run_counts_what_need_not_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is a GPU: what is in the folder, of this GPU and these kernels; unless it is to be measured again."""
+    where = dispatch.Target("NVIDIA H200", "3.6.0", footprint.LIMITS["9.0"], "9.0", 132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(command.dispatch, "target", lambda _: where)
+    monkeypatch.setattr(command, "current_run", lambda _, seed: dataclasses.replace(HERE.run, seed=seed))
+    there = "--layer", "o:96:48", "--rank", "8", "--chunk-sizes", "16", "--tokens", "1", "--out", str(tmp_path)
     assert run(*there, "--dry-run") == 0
-    assert capsys.readouterr().out.endswith(f"\n1 key, 0 of them in {tmp_path}\n")
-    assert run(*there, "--processes", "2") == 0
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith("\n3 keys; 0 of them need not be measured again\n")
+    tune(Plan([LayerShape("o", 96, (48,))], 8, [16], [1], ops=["expand"]), tmp_path, rig=StillRig(HashBench()))
     assert run(*there, "--dry-run") == 0
-    assert capsys.readouterr().out.endswith(f"\n1 key, 1 of them in {tmp_path}\n")
+    assert capsys.readouterr().out.endswith("\n3 keys; 1 of them need not be measured again\n")
     assert run(*there, "--dry-run", "--force") == 0
-    assert capsys.readouterr().out.endswith("\n1 key\n")
+    assert capsys.readouterr().out.endswith("\n3 keys\n")
 
 
 def test_noisy_keys_are_measured_again(
@@ -182,6 +190,8 @@ def test_noisy_keys_are_measured_again(
     asked = {}
     monkeypatch.setattr(command, "tune", lambda *_, **options: asked.update(options) or Summary(1, 0, 0, 0))
     monkeypatch.setattr(command.no_gpu, "require", lambda *_: None)
+    with pytest.raises(ValueError, match="--noisy: expected without --ray"):
+        run(*noisy, "--ray")
     assert run(*noisy) == 0
     assert asked["force"] is True
 

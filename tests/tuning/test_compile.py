@@ -100,8 +100,9 @@ def test_a_config_that_its_wrapper_refuses_says_why(compiler: Compiler, monkeypa
 class FakeFarm:
     """In place of processes: remembers what was asked for, answers nothing."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, _: int, factory: Any, *args: Any) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.made_by = factory, args
 
     def start(self, *_: Any, **_limit: float) -> None:
         """Nothing to start."""
@@ -116,8 +117,9 @@ class FakeFarm:
 @pytest.fixture
 def farm(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> CompileFarm:
     class Scribe:
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, factory: Any, *_: Any) -> None:
             """No process."""
+            self.made_by = factory
 
         def call(self, method: str, key: rules.Key, rows: Sequence[rules.Row], limit: float) -> Any:
             """Here, or not at all."""
@@ -162,3 +164,17 @@ def test_the_outcome_of_several_binaries() -> None:
     broken: Future[Binary] = Future()
     broken.set_exception(Failure("OutOfResources"))
     assert str(outcome([futures[0], broken])) == "OutOfResources"
+
+
+def test_what_compiles_gives_way_to_what_measures(farm: CompileFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process of the farm, once; that which describes does not, since a search waits for it."""
+    nicer: list[int] = []
+    monkeypatch.setattr(compiling.os, "nice", nicer.append)
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(compiling, "Compiler", lambda *args: made.append(args))
+    factory, args = farm._farm.made_by  # type: ignore[attr-defined]
+    factory(*args)
+    assert made == [args]
+    assert len(nicer) == 1
+    assert nicer[0] > 0
+    assert farm._scribe.made_by is not factory  # type: ignore[attr-defined]

@@ -137,7 +137,7 @@ def test_a_bucket_is_a_power_of_two() -> None:
 
 
 def test_keys_are_tuned_on_the_batches_that_a_plan_would_tune_them_on() -> None:
-    """So what one has measured is fresh to the other; ranks and dtypes may differ from key to key."""
+    """On those that decide, of any rank and dtype; of a plan's batches of one adapter a key by itself knows nothing."""
     planned = {
         task.key: task
         for rank, dtype in ((64, torch.bfloat16), (12, torch.float16))

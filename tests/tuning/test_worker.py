@@ -24,6 +24,10 @@ class Service:
         self._count += 1
         return self._count
 
+    def variable(self, name: str) -> str | None:
+        """Of its environment."""
+        return os.environ.get(name)
+
     def fail(self) -> None:
         """Raise."""
         raise ValueError("no good\nsecond line")
@@ -84,6 +88,17 @@ def test_a_service_that_cannot_be_built_says_why() -> None:
     for _ in range(2):
         with pytest.raises(Failure, match="OSError: no device"):
             worker.call("count", limit=SECONDS)
+
+
+def test_a_process_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of that of the server, which may be older."""
+    for value in ("early", "late"):
+        monkeypatch.setenv("CSGMV_TEST_OF_WORKERS", value)
+        worker = Worker(Service, 0)
+        try:
+            assert worker.call("variable", "CSGMV_TEST_OF_WORKERS", limit=SECONDS) == value
+        finally:
+            worker.close()
 
 
 def test_a_worker_started_ahead_answers_like_any_other() -> None:

@@ -250,7 +250,7 @@ def _check(model: object, adapters: object, dtype: object) -> None:
     if not isinstance(adapters, Mapping):
         raise TypeError(f"adapters: expected folders by name, got {type(adapters).__name__}")
     if dtype is not None:
-        dtypes.name_of("dtype", dtype)
+        dtypes.name_of("dtype", dtype, None)
 
 
 def _named(name: object) -> str:

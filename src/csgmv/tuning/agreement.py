@@ -7,6 +7,7 @@ winners are launched in turn, on the batches that decided, with a cold L2, as a 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,8 @@ from csgmv.tuning import run_options
 from csgmv.tuning.crossing import Crossing, Report
 from csgmv.tuning.heats import Heat
 from csgmv.tuning.progress import Progress
-from csgmv.tuning.race import Bench
 from csgmv.tuning.record import Race
-from csgmv.tuning.rig import Compiling, Gpu, spare_processes
+from csgmv.tuning.rig import Gpu, Rig, spare_processes
 
 EXAMPLES = {
     "csgmv agree configs again": "After `csgmv tune --out again …`: how far is the search to be trusted?",
@@ -37,7 +37,11 @@ _SEED = 0  # of the random tensors
 
 
 class Agreement(NamedTuple):
-    """One key of two runs. `ratio`: the second run's winner's time as a multiple of the first's; 1 for the same row."""
+    """One key of two runs.
+
+    `ratio` is the second run's winner's time as a multiple of the first's: 1 for the same row, infinite where one of
+    them does not work here.
+    """
 
     key: rules.Key
     first: rules.Row
@@ -62,38 +66,47 @@ class _Times:
         self.of: dict[rules.Key, dict[rules.Row, float]] = {}
 
     def add_race(self, key: rules.Key, race: Race) -> None:
+        """See crossing.Store."""
         self.of[key] = dict(race.times)
+
+    def ratio(self, key: rules.Key, first: rules.Row, second: rules.Row) -> float:
+        """Of two rows of a key; of those that were not timed either they are the same, or one does not work."""
+        if first == second:
+            return 1.0
+        times = self.of.get(key)
+        return math.inf if times is None else times[second] / times[first]
+
+
+def differing(
+    first: Mapping[rules.Key, records.Result], second: Mapping[rules.Key, records.Result]
+) -> tuple[dict[rules.Key, tuple[rules.Row, rules.Row]], list[Heat]]:
+    """Both winners of each key that both runs have, in the first one's order; and a heat of each two that differ."""
+    ours, theirs = winners(first), winners(second)
+    both = {key: (row, theirs[key]) for key, row in ours.items() if key in theirs}
+    return both, [Heat(first[key], (mine,), (other,)) for key, (mine, other) in both.items() if mine != other]
 
 
 def compare(
     first: Mapping[rules.Key, records.Result],
     second: Mapping[rules.Key, records.Result],
-    bench: Bench,
-    farm: Compiling,
+    rig: Rig,
+    processes: int,
     report: Report = lambda _: None,
 ) -> list[Agreement]:
-    """Every key that both have, in the first one's order; keys whose rows are the same are not timed.
+    """Every key that both runs have; what needs no timing, because the rows are the same, asks nothing of the GPU.
 
     Args:
-        first, second: results of one GPU.
-        bench: checks rows and launches them in turn, see `lab.Lab`.
-        farm: compiles them ahead.
+        first, second: results of the rig's GPU.
+        rig: checks rows, compiles them ahead and launches them in turn.
+        processes: that compile.
         report: is told of each key that was timed.
-
-    Raises:
-        ValueError: a winner does not work on this GPU.
     """
-    ours, theirs, times = winners(first), winners(second), _Times()
-    both = {key: (row, theirs[key]) for key, row in ours.items() if key in theirs}
-    heats = [Heat(first[key], (mine,), (other,)) for key, (mine, other) in both.items() if mine != other]
-    for refused in Crossing(bench, farm, times, report).run(heats).refused:
-        raise ValueError(
-            f"expected winners that work on this GPU, got {refused.row} at {refused.key}: {refused.reason}"
-        )
-    return [
-        Agreement(key, mine, other, 1.0 if mine == other else times.of[key][other] / times.of[key][mine])
-        for key, (mine, other) in both.items()
-    ]
+    both, heats = differing(first, second)
+    times = _Times()
+    if heats:
+        with rig.opened(_SEED, processes) as (bench, farm):
+            Crossing(bench, farm, times, report).run(heats)
+    return [Agreement(key, *rows, times.ratio(key, *rows)) for key, rows in both.items()]
 
 
 def results_of(path: Path, gpu: str, version: str) -> dict[rules.Key, records.Result]:
@@ -113,11 +126,14 @@ def summary(found: Sequence[Agreement], within: float, width: int | None = None)
     """In words: how many keys agree, and those that agree least."""
     same = sum(one.first == one.second for one in found)
     close = sum(abs(one.ratio - 1) <= within for one in found)
-    mean = statistics.geometric_mean(one.ratio for one in found)
+    timed = [one.ratio for one in found if one.ratio < math.inf]
+    mean = statistics.geometric_mean(timed) if timed else math.nan
     text = (
         f"{len(found)} keys: {same} have the same row, {close} ({close / len(found):.1%}) agree within {within:.1%}; "
         f"on average the second run's winners take {mean:.4f} times as long"
     )
+    if refused := len(found) - len(timed):
+        text += f"; of {refused} a winner does not work here"
     apart = sorted((one for one in found if one.first != one.second), key=lambda one: -abs(one.ratio - 1))[:_SHOWN]
     if not apart:
         return text
@@ -160,8 +176,7 @@ def run(args: argparse.Namespace) -> int:
     no_gpu.require("agree")
     where = torch.cuda.get_device_name(), triton.__version__
     first, second = (results_of(path, *where) for path in (args.first, args.second))
-    with Gpu().opened(_SEED, args.processes or spare_processes()) as (bench, farm):
-        found = compare(first, second, bench, farm, Progress("winners"))
+    found = compare(first, second, Gpu(), args.processes or spare_processes(), Progress("winners"))
     if not found:
         raise ValueError(f"expected keys that both have, got none among {len(first)} and {len(second)}")
     print(summary(found, args.within / 100, columns.terminal_width()))

@@ -15,25 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import triton
 
 from csgmv import (
     columns,
     dispatch,
     dtypes,
     footprint,
-    kernel_hash,
     layer_options,
     misses,
     no_gpu,
     overlay,
-    records,
     rules,
 )
-from csgmv.baking.choose import choose
-from csgmv.baking.collect import collect
 from csgmv.option_types import number, whole
-from csgmv.tuning import fleet, run_options, space
+from csgmv.tuning import again, fleet, run_options, space
 from csgmv.tuning.environment import current_run
 from csgmv.tuning.plan import ADAPTERS, TOKENS, Keys, Plan, Task
 from csgmv.tuning.record import Archive
@@ -50,7 +45,7 @@ EXAMPLES = {
     "csgmv tune --noisy 10": "Once more what another process may have disturbed.",
 }
 STATUSES = {FAILED: "some keys could not be measured: they have no config that works"}
-# What --from-misses, --stale and --noisy say by themselves, and what it is where neither is given.
+# What --from-misses, --stale and --noisy say by themselves, and what it is where none of them is given.
 _WHAT = {
     "model": None,
     "adapter": [],
@@ -124,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
+    if args.noisy is not None and args.ray is not None:
+        raise ValueError("--noisy: expected without --ray, since what is noisy on one GPU need not be so on another")
     if not args.dry_run and args.ray is None:
         no_gpu.require("tune", "--dry-run and --ray work without")
     plan = _plan(args)
@@ -180,9 +177,9 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
         if others:
             raise ValueError(f"{option}: expected no other option on what to tune, got {', '.join(others)}")
         if option == "--stale":
-            return Keys(_stale(args.out))
+            return again.stale(args.out)
         if option == "--noisy":
-            return Keys(_noisy(args.out, args.noisy))
+            return again.noisy(args.out, args.noisy)
         found = misses.read(args.from_misses)
         if not found:
             raise ValueError(f"--from-misses: expected a file with misses, got none in {args.from_misses}")
@@ -196,46 +193,6 @@ def _plan(args: argparse.Namespace) -> Plan | Keys:
         dtype=dtypes.BY_NAME[args.dtype],
         ops=args.ops,
     )
-
-
-def _stale(folder: Path) -> list[rules.Key]:
-    """The keys whose results are of other kernels.
-
-    Raises:
-        ValueError: there are none, or a file of raw results is broken.
-    """
-    today = kernel_hash.kernel_hash()
-    return _of_here(
-        "--stale", "of other kernels", folder, lambda result: not kernel_hash.same_kernels(result.kernel_hash, today)
-    )
-
-
-def _noisy(folder: Path, percent: float) -> list[rules.Key]:
-    """The keys whose default, or winner where it cannot run, varied by more than so many percent of its time.
-
-    Raises:
-        ValueError: there are none, or a file of raw results is broken.
-    """
-
-    def noisy(result: records.Result) -> bool:
-        reference = result.default or records.winner(result)
-        return reference is not None and 100 * result.noise_us > percent * reference.p50_us
-
-    return _of_here("--noisy", f"with noise of more than {percent:g} %", folder, noisy)
-
-
-def _of_here(option: str, what: str, folder: Path, wanted: Callable[[records.Result], bool]) -> list[rules.Key]:
-    """The keys of results, of this GPU and Triton version, that are wanted; without a GPU of any."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    results = choose(collect(folder).found).results
-    here = [result for result in results if gpu is None or (result.gpu, result.triton) == (gpu, triton.__version__)]
-    found = [result.key for result in here if wanted(result)]
-    if not found:
-        raise ValueError(
-            f"{option}: expected results {what} in {folder}, got none among {len(here)} of "
-            f"{'all GPUs' if gpu is None else f'{gpu} under Triton {triton.__version__}'}"
-        )
-    return found
 
 
 def _load(folder: Path, plan: Plan | Keys) -> None:
@@ -266,8 +223,9 @@ def _dry_run(plan: Plan | Keys, folder: Path | None, seed: int) -> int:
         limits = _H200
     for task in tasks:
         print(f"{_describe(task)}: {space.size(task.key, limits):,} configs fit")
-    there = "" if archive is None else f", {sum(archive.fresh(task) is not None for task in tasks)} of them in {folder}"
-    print(f"{len(tasks)} {'key' if len(tasks) == 1 else 'keys'}{there}")
+    fresh = None if archive is None else sum(archive.fresh(task) is not None for task in tasks)
+    left_out = "" if fresh is None else f"; {fresh} of them need not be measured again"
+    print(f"{len(tasks)} {'key' if len(tasks) == 1 else 'keys'}{left_out}")
     return 0
 
 

@@ -16,13 +16,13 @@ import torch
 
 from csgmv import columns, fallback, no_gpu, rules
 from csgmv.baking.choose import Chosen, choose
-from csgmv.baking.collect import Collected, collect
+from csgmv.baking.collect import collect
 from csgmv.kernel_hash import same_kernels
 from csgmv.tuning import run_options
 from csgmv.tuning.crossing import Crossing, Summary
 from csgmv.tuning.heats import Heats, heats, seconds
 from csgmv.tuning.progress import Progress
-from csgmv.tuning.record import Archive, name
+from csgmv.tuning.record import Archive, check_places
 from csgmv.tuning.rig import Gpu, Rig, spare_processes
 
 FAILED = 1
@@ -102,7 +102,7 @@ def cross(
     site = rig.survey(seed)
     where = site.gpu, site.triton
     collected = collect(folder)
-    _check_places(folder, collected, where)
+    check_places(folder, collected, where)
     choice = choose(collected.found)
     if where not in choice.table:
         raise ValueError(f"{folder}: expected results of {site.gpu} under Triton {site.triton}, got those of others")
@@ -119,16 +119,6 @@ def cross(
 
 def _keys(planned: Heats) -> list[rules.Key]:
     return [one.result.key for part in planned for one in part]
-
-
-def _check_places(folder: Path, collected: Collected, where: fallback.Head) -> None:
-    """A race is added to the file that the tuner writes a key's record to: it has to be there."""
-    for file, result in collected.found:
-        if (result.gpu, result.triton) == where and Path(file) != name(*where, result.key):
-            raise ValueError(
-                f"{folder / file}: expected the name {name(*where, result.key)}, as the tuner gives it; "
-                f"`csgmv merge {folder} --out {folder}` does"
-            )
 
 
 def _told(summary: Summary, folder: Path, took: float) -> list[str]:

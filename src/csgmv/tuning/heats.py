@@ -28,8 +28,8 @@ class Heat(NamedTuple):
 
     Attributes:
         result: the key's own, whose batches decide.
-        beside: its winner and the default, as far as there are any: the winner comes first.
-        rows: of other keys, cut to this one.
+        beside: what the rest is to be compared with, the key's winner first; mostly that and the default.
+        rows: the rest, mostly of other keys, cut to this one.
     """
 
     result: records.Result

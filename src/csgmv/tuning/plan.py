@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -143,9 +143,11 @@ class Keys:
 
     Attributes:
         keys: those to tune, as `csgmv.misses.read` finds them.
+        known: what some of them are timed on; the others on the batches of a plan that asks for the usual ones.
     """
 
     keys: Sequence[rules.Key]
+    known: Mapping[rules.Key, Task] = field(default_factory=dict)
 
     def tasks(self) -> list[Task]:
         """One task a key, each `add_lora` after the others.
@@ -159,7 +161,9 @@ class Keys:
             if fault := rules.key_fault(key):
                 raise ValueError(fault)
         ordered = sorted(dict.fromkeys(self.keys), key=lambda key: key.op == "add_lora")
-        return [_task(key, _looking_up(key.chunk_size, key.segment_bucket), ()) for key in ordered]
+        return [
+            self.known.get(key) or _task(key, _looking_up(key.chunk_size, key.segment_bucket), ()) for key in ordered
+        ]
 
 
 @functools.cache

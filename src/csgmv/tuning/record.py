@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csgmv import checks, files, raw_results, rules, schemas
+from csgmv import checks, fallback, files, raw_results, rules, schemas
+from csgmv.baking.collect import Collected
 from csgmv.kernel_hash import same_kernels
 from csgmv.tuning.plan import Task
 
@@ -110,6 +111,20 @@ def name(gpu: str, triton: str, key: rules.Key) -> Path:
     }[key.op]
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return Path(slug, f"triton-{triton}", f"{key.op}-{dims}-r{key.max_rank}-{key.dtype}.json")
+
+
+def check_places(folder: Path, collected: Collected, where: fallback.Head) -> None:
+    """Whether each result of one GPU and Triton version is in the file that the tuner writes its key's record to.
+
+    Raises:
+        ValueError: one is in another.
+    """
+    for file, result in collected.found:
+        if (result.gpu, result.triton) == where and Path(file) != name(*where, result.key):
+            raise ValueError(
+                f"{folder / file}: expected the name {name(*where, result.key)}, as the tuner gives it; "
+                f"`csgmv merge {folder} --out {folder}` does"
+            )
 
 
 def empty(gpu: str, triton: str, key: rules.Key) -> dict[str, Any]:

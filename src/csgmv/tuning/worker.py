@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -34,7 +35,7 @@ def _context() -> Any:
 def prepare() -> None:
     """Start the server that processes are forked from; it gets ready while the caller does other things.
 
-    The server never touches a GPU, so that those that it forks can. They see the environment of now.
+    The server never touches a GPU, so that those that it forks can.
     """
     _context()
     forkserver.ensure_running()
@@ -47,11 +48,18 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _serve(connection: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _serve(
+    connection: Connection, environment: Mapping[str, str], factory: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     """The worker process: build the service, then answer calls of its methods until the other end closes.
+
+    The environment is that of the process that started this one, and not of the day when the server was: torch.compile,
+    for one, names another folder for Triton's cache.
 
     An answer is (the result or a reason, whether it is a reason, whether the process ends with it).
     """
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the pipe
     with contextlib.suppress(EOFError, OSError):  # the other end has closed: nobody waits for an answer any more
         try:
@@ -120,7 +128,7 @@ class Worker:
     def _start(self) -> None:
         context = _context()
         self._connection, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self._factory, self._args), daemon=True)
+        process = context.Process(target=_serve, args=(there, dict(os.environ), self._factory, self._args), daemon=True)
         process.start()
         there.close()
         self._process = process  # not before: a process that has not been started cannot be killed
