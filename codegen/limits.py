@@ -18,7 +18,7 @@ else:
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-class Bounds(NamedTuple):
+class MostLost(NamedTuple):
     """Of the losses of keys that are left out each by itself ("key" in the report).
 
     Attributes:
@@ -35,23 +35,23 @@ class Excessive(ValueError):
     """What borrowing loses is above the limits."""
 
 
-def read(pyproject: Path = PYPROJECT) -> Bounds:
+def read(pyproject: Path = PYPROJECT) -> MostLost:
     """The limits of this source tree.
 
     Raises:
         ValueError: they are not there, or are no numbers.
     """
     settings = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("csgmv", {}).get("regret", {})
-    values = [settings.get(name.replace("_", "-")) for name in Bounds._fields]
-    if settings.keys() != {name.replace("_", "-") for name in Bounds._fields} or not all(
+    values = [settings.get(name.replace("_", "-")) for name in MostLost._fields]
+    if settings.keys() != {name.replace("_", "-") for name in MostLost._fields} or not all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
     ):
-        wanted = ", ".join(name.replace("_", "-") for name in Bounds._fields)
+        wanted = ", ".join(name.replace("_", "-") for name in MostLost._fields)
         raise ValueError(f"{pyproject}: expected numbers for {wanted} in [tool.csgmv.regret], got {settings}")
-    return Bounds(*values)
+    return MostLost(*values)
 
 
-def enforce(found: Iterable[Regret], limits: Bounds) -> None:
+def enforce(found: Iterable[Regret], limits: MostLost) -> None:
     """Refuse what loses too much.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from codegen.source import choose, columns, fallback, left_out, records, rules, shares
 
-MARKER = "regret"  # of the block in the README that `markdown` is for
+MARKER = "regret"  # of the block in configs/README.md that `markdown` is for
 AT_LENGTH, SCREENED = "at length", "screened"  # what a loss is judged by
 
 
@@ -135,7 +135,7 @@ def _summaries(found: Iterable[Regret], each_operation: bool) -> list[list[str]]
 
 
 def markdown(found: Iterable[Regret]) -> str:
-    """For the README: the report's losses over all operations, what they are of, and the command that writes them."""
+    """For configs/README.md: losses over all operations, what they are of, and the command that writes them."""
     header, *rows = ([row[0], *row[2:]] for row in (HEADER, *_summaries(found, each_operation=False)))
     return (
         f"{columns.markdown(header, rows)}\n\n"

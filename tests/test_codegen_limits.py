@@ -8,7 +8,7 @@ import pytest
 
 from codegen import CONFIGS, generate, limits
 from codegen.__main__ import main
-from codegen.limits import Bounds, Excessive
+from codegen.limits import Excessive, MostLost
 from codegen.regret import Regret
 from fabricated import document, put, record
 
@@ -36,7 +36,7 @@ def test_the_shipped_results_are_within_the_limits(found: list[Regret]) -> None:
 
 def test_median_and_percentile_are_judged_each(found: list[Regret]) -> None:
     """Of the keys that are left out by themselves and whose loss is known; what is at the limit passes."""
-    most = Bounds(median=0.05, percentile_95=0.25, least=20)
+    most = MostLost(median=0.05, percentile_95=0.25, least=20)
     limits.enforce(with_losses(found, [0.05] * 11 + [0.25] * 9), most)
     limits.enforce(with_losses(found, [0.05] * 19 + [9.0] + [None] * 50), most)  # one of twenty may lose any
     limits.enforce(with_losses(found, [9.0] * 99, way="rank"), most)
@@ -48,8 +48,8 @@ def test_median_and_percentile_are_judged_each(found: list[Regret]) -> None:
 
 def test_few_losses_say_nothing(found: list[Regret]) -> None:
     """Who builds with the results of a GPU of their own has few keys."""
-    limits.enforce(with_losses(found, [9.0] * 19), Bounds(0.05, 0.25, least=20))
-    limits.enforce([], Bounds(0.05, 0.25, least=0))
+    limits.enforce(with_losses(found, [9.0] * 19), MostLost(0.05, 0.25, least=20))
+    limits.enforce([], MostLost(0.05, 0.25, least=0))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_no_table_is_written_above_the_limits(
     """The report that tells why is."""
     put(tmp_path, "configs/h200/a.json", document(record(), record(chunk_size=64)))
     command = ["--configs", str(tmp_path / "configs"), "--out", str(tmp_path / "table.py")]
-    monkeypatch.setattr(limits, "read", lambda: Bounds(-1.0, 0.25, least=1))
+    monkeypatch.setattr(limits, "read", lambda: MostLost(-1.0, 0.25, least=1))
     assert main(command) == 1
     assert "median expected at most -100 %" in capsys.readouterr().err
     assert not (tmp_path / "table.py").exists()
     assert main([*command, "--regret"]) == 0
-    monkeypatch.setattr(limits, "read", lambda: Bounds(0.0, 0.25, least=1))
+    monkeypatch.setattr(limits, "read", lambda: MostLost(0.0, 0.25, least=1))
     assert main(command) == 0

@@ -1,4 +1,4 @@
-"""What a config takes on a device is never less than what it would be given."""
+"""What a config takes on a device, by its tiles, and why it does not fit where it does not."""
 
 from __future__ import annotations
 

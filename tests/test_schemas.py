@@ -31,8 +31,8 @@ def test_a_field_that_came_later_is_in_no_older_row() -> None:
 
 def test_a_field_that_came_later_is_kept_where_it_is() -> None:
     """A row of schema 2 says what prefetch is, one of schema 3 what sliced_k is too."""
-    older, today = (*ROW[:-1], *EXPAND_ROW[:-1], True, True), (*ROW[:-1], True, *EXPAND_ROW[:-1], True, True)
-    assert schemas.current_row("add_lora", 2, older, 64, 64) == (*ROW, *EXPAND_ROW[:-1], True, True)
+    before, today = (*ROW[:-1], *EXPAND_ROW[:-1], True, True), (*ROW[:-1], True, *EXPAND_ROW[:-1], True, True)
+    assert schemas.current_row("add_lora", 2, before, 64, 64) == (*ROW, *EXPAND_ROW[:-1], True, True)
     assert schemas.current_row("add_lora", 3, today, 64, 64) == today
     assert schemas.current_row("shrink", 3, (*ROW[:-1], True), 16, 64) == (*ROW[:-1], True)
 
@@ -42,10 +42,10 @@ def test_rows_of_schema_1_had_no_tile_larger_than_a_segment() -> None:
     assert schemas.current_row("shrink", 1, ROW[:-1], 16, 64) == (16, *ROW[1:])
     assert schemas.current_row("shrink", 1, ROW[:-1], 48, 64) == ROW
     assert schemas.current_row("shrink", 2, ROW[:-1], 16, 64) == ROW
-    older = (*ROW[:-1], *EXPAND_ROW[:-1], True)
+    before = (*ROW[:-1], *EXPAND_ROW[:-1], True)
     stages = [schemas.current_row("expand", 1, EXPAND_ROW[:-1], 64, max_rank)[5] for max_rank in (16, 17)]
     assert stages == [1, EXPAND_ROW[5]]  # the whole rank of 16 at once: one tile ahead, through registers
-    assert schemas.current_row("add_lora", 1, older, 20, 64) == (32, *ROW[1:], 32, *EXPAND_ROW[1:], True)
+    assert schemas.current_row("add_lora", 1, before, 20, 64) == (32, *ROW[1:], 32, *EXPAND_ROW[1:], True)
 
 
 @pytest.mark.parametrize("field", ["batches", "tuned_on"])

@@ -38,7 +38,8 @@ def _check_rows(name: str, tensor: Any) -> None:
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions, got shape {list(tensor.shape)}")
     if tensor.dtype not in dtypes.NAMES:
-        raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {tensor.dtype}")
+        *others, last = dtypes.BY_NAME
+        raise TypeError(f"{name}: expected {', '.join(others)} or {last}, got {tensor.dtype}")
     if launch.INTERPRETED and tensor.dtype == torch.bfloat16:
         raise TypeError(f"{name}: expected float16 or float32, since Triton's interpreter computes bfloat16 wrongly")
     if not (tensor.is_cuda or (launch.on_cpu and tensor.device.type == "cpu")):

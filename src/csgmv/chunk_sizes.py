@@ -12,7 +12,7 @@ import torch
 
 from csgmv import dispatch, fallback, rules, tuned
 
-ChunkSizes = Mapping[tuple[str, str], Mapping[rules.Cell, int]]
+ChunkSizes = Mapping[fallback.Head, Mapping[rules.Cell, int]]
 
 
 def default_chunk_size(rows: int) -> int:

@@ -123,7 +123,7 @@ def text(found: Sequence[Cover], every: bool, width: int | None) -> str:
 
 
 def markdown(found: Mapping[tuple[str, int], Sequence[Cover]], where: dispatch.Target, command: str) -> str:
-    """For the README: a row a model and rank, and what it says."""
+    """For configs/README.md: a row a model and rank, and what it says."""
     header = ("model", "rank", "keys", *STATES, "expected loss", "unmeasured")
     rows = []
     for (model, rank), of_model in found.items():

@@ -27,9 +27,9 @@ _BATCH = (
 _HOW = "bool padded, int[] config, bool batch_invariant"
 
 
-def _define(name: str, arguments: str, call: Callable[..., Any], *fake: Callable[..., Any]) -> Any:
+def _define(name: str, arguments: str, call: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Any:
     returns = "Tensor" if name == "lora_shrink" else "()"
-    return torch_library.define(name, f"({arguments}, {_BATCH}, {_HOW}) -> {returns}", call, *fake)
+    return torch_library.define(name, f"({arguments}, {_BATCH}, {_HOW}) -> {returns}", call, fake)
 
 
 def _row(config: configs.Config) -> list[Any]:

@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
 
 def timing_of(value: Mapping[str, Any]) -> Timing:
-    """As raw results hold it."""
+    """What raw results hold of a row that was timed, as a Timing."""
     return Timing(tuple(value["row"]), value["p50_us"], value["samples"])
 
 

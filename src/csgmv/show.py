@@ -190,7 +190,7 @@ def _print_rows(found: Iterable[Entry], width: int | None) -> None:
         print(*columns.folded(f"Fields not named are as in the built-in default: {default}", width), sep="\n")
 
 
-def _cells(args: argparse.Namespace) -> dict[tuple[str, str], Mapping[rules.Cell, int]]:
+def _cells(args: argparse.Namespace) -> dict[fallback.Head, Mapping[rules.Cell, int]]:
     """The chunk sizes of the GPUs and versions that the options ask for."""
     found = {head: sizes for head, sizes in chunk_sizes.table().items() if sizes and _on(args, *head)}
     return dict(sorted(found.items(), key=lambda item: (item[0][0], rules.version_numbers(item[0][1]))))

@@ -16,16 +16,16 @@ def _in_place(*_: Any) -> None:
     """A mutation that the schema declares, and nothing else."""
 
 
-def define(name: str, schema: str, call: Callable[..., Any], fake: Callable[..., Any] = _in_place) -> Any:
+def define(name: str, schema: str, call: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Any:
     """The operator csgmv::name, which Dynamo puts into a graph as it is.
 
     Args:
         name: of the operator.
         schema: its arguments, of which those that it writes are declared, and what it returns.
         call: what it does.
-        fake: what it returns, without values; nothing by default.
+        fake: what it returns, without values; None where it only writes.
     """
     _library.define(f"{name}{schema}", tags=_TAGS)
     _library.impl(name, call, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"csgmv::{name}", fake, lib=_library)
+    torch.library.register_fake(f"csgmv::{name}", fake or _in_place, lib=_library)
     return getattr(torch.ops.csgmv, name).default

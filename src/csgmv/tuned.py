@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from csgmv import rules
+from csgmv import fallback, rules
 
 NAMES = ("TABLE", "CHUNK_SIZES", "GPUS", "DEFAULTS", "LOSSES", "DIGEST")
 _REMEDY = "`python -m codegen` makes it anew in a source tree, csgmv.load_overlay takes raw results"
@@ -24,8 +24,8 @@ Fits = Callable[[Any, Any], bool]  # whether a table may have this value under t
 class Tuned(NamedTuple):
     """What `_tuned_table.py` describes, by its names there."""
 
-    table: Mapping[tuple[str, str], Mapping[Any, Any]] = {}
-    chunk_sizes: Mapping[tuple[str, str], Mapping[rules.Cell, int]] = {}
+    table: Mapping[fallback.Head, Mapping[Any, Any]] = {}
+    chunk_sizes: Mapping[fallback.Head, Mapping[rules.Cell, int]] = {}
     gpus: Mapping[str, tuple[str, int]] = {}
     defaults: Mapping[str, Mapping[str, Mapping[int, rules.Row]]] = {}
     losses: Mapping[str, Mapping[str, tuple[int, int, int]]] = {}

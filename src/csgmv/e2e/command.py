@@ -128,8 +128,7 @@ def subject(
         these = [way for way in these if way.capturable or tokens > 1]
         batches.append(measure(model, adapters, these, (rows, tokens), chosen, bandwidth, watch))
     layers = model.config.num_hidden_layers
-    name = str(dtype).removeprefix("torch.")
-    return Subject(asked.model, layers, name, count, ranks, batches)
+    return Subject(asked.model, layers, dtypes.NAMES[dtype], count, ranks, batches)
 
 
 def report(args: argparse.Namespace, device: torch.device, bandwidth: float, watch: Stopwatch) -> Report:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from csgmv import checks, records, rules, schemas, show, workload
+from csgmv import checks, fallback, records, rules, schemas, show, workload
 from csgmv.baking.choose import choose
 from csgmv.baking.collect import collect
 
@@ -209,11 +209,11 @@ def read(path: Path, gpu: str | None = None, *, bandwidth: float | None = None, 
     choice = choose(collected.found)
     counted = {id(result) for result in choice.results}
     pairs = [(found.file, found.result) for found in collected.found if id(found.result) in counted]
-    by_target: dict[tuple[str, str], list[Finding]] = {target: [] for target in choice.table}
+    by_head: dict[fallback.Head, list[Finding]] = {head: [] for head in choice.table}
     for finding in _findings(collected.documents, pairs):
-        by_target[finding.result.gpu, finding.result.triton].append(finding)
-    wanted = {target: found for target, found in by_target.items() if gpu is None or gpu.lower() in target[0].lower()}
-    gpus = sorted({name for name, _ in wanted or by_target})
+        by_head[finding.result.gpu, finding.result.triton].append(finding)
+    wanted = {head: found for head, found in by_head.items() if gpu is None or gpu.lower() in head[0].lower()}
+    gpus = sorted({name for name, _ in wanted or by_head})
     if not wanted:
         raise ValueError(f"--gpu: expected part of the name of one of {', '.join(gpus)}, got {gpu!r}")
     if bandwidth is not None and len(gpus) > 1:

@@ -15,7 +15,7 @@ class Arena:
     """Standard normal numbers, as many as the most that were asked for at a time. They are drawn anew as it grows."""
 
     def __init__(self, device: torch.device, seed: int, outgrown: Callable[[], object] = lambda: None) -> None:
-        """Nothing is allocated yet. `outgrown` is called when what was cut so far is to be let go of."""
+        """Nothing is allocated yet. `outgrown` is called before memory is: what was cut so far is to be let go of."""
         self._device, self._seed, self._outgrown = device, seed, outgrown
         self._numbers: dict[torch.dtype, torch.Tensor] = {}
 

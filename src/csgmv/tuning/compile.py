@@ -27,7 +27,7 @@ from csgmv.tuning.worker import Failure, Farm, Worker, reason
 from csgmv.workload import Workload
 
 COMPILE_SECONDS = 60.0
-_NICENESS = 10  # of processes that compile, beside those of which a GPU waits for the next step
+_NICENESS = 10  # of processes that compile: those that measure and decide, which a GPU waits for, come first
 Signature = tuple[object, ...]  # all that a binary depends on
 Described = Union[tuple[Signature, ...], str]  # a config's binaries in the order of their launches, or why it has none
 

@@ -78,6 +78,7 @@ def heats(
         report: is told before each key how many have been looked at, and how many there are.
     """
     here = [result for result in choice.results if (result.gpu, result.triton) == where]
+    report(0, len(here))
     lent: dict[rules.Key, list[rules.Row]] = defaultdict(list)
     for _, result, served in left_out.cases(choice):
         if (result.gpu, result.triton) == where and served.row is not None:
