@@ -89,12 +89,23 @@ def test_version(capsys):
 @pytest.mark.parametrize("argv", [[], ["fly"], ["show", "--nonsense"], ["bench", "--rank", "none"]])
 def test_a_bad_command_line_is_exit_status_2(argv, capsys):
     """Told on standard error, with nothing on standard output."""
-    with pytest.raises(SystemExit) as done:
-        cli.main(argv)
-    assert done.value.code == 2
+    try:
+        status = cli.main(argv)
+    except SystemExit as done:
+        status = done.code
+    assert status == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "error: " in captured.err
+    assert ("error: " if argv else "usage: csgmv ") in captured.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("explian", "did you mean explain?"), ("xyzzy", "`csgmv --help` lists them")]
+)
+def test_a_mistyped_command_is_told_what_is_near_it(typed, hint, capsys):
+    """In one line."""
+    assert cli.main([typed, "--rank", "8"]) == 2
+    assert capsys.readouterr().err == f"csgmv: error: {typed}: expected a command, got none of this name; {hint}\n"
 
 
 def test_a_command_gets_its_arguments_and_the_line_that_was_typed(failing):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-import triton
 
 from csgmv import cli, cover, coverage, dispatch, fallback, footprint, known_models, models, readme_block, rules
 from csgmv.tuning.plan import Plan
@@ -180,14 +179,15 @@ def two_gpus() -> fallback.Tables:
 
 @pytest.mark.parametrize(("given", "found"), [("h200 nvl", "NVIDIA H200 NVL"), ("a100", "NVIDIA A100"), (GPU, GPU)])
 def test_a_part_of_a_gpu_s_name_is_enough(given: str, found: str) -> None:
-    """In any case; the whole name of one counts before parts of others."""
+    """In any case; the whole name of one counts before parts of others. Its rows' Triton version is meant."""
     with tables(two_gpus()):
         where = coverage.target(given, None)
-        assert (where.gpu, where.triton) == (found, triton.__version__)
+        assert (where.gpu, where.triton) == (found, VERSION)
         assert where.limits == footprint.LIMITS[where.architecture]
+        assert coverage.target(given, "3.9.1").triton == "3.9.1"
 
 
-@pytest.mark.parametrize("given", ["NVIDIA B200", "NVIDIA"])
+@pytest.mark.parametrize("given", ["NVIDIA B200", "NVIDIA", "h20"])
 def test_a_gpu_that_the_table_does_not_know_is_refused(given: str, capture) -> None:
     """Or one of several; the message has those that there are."""
     status, said = capture(two_gpus(), *ASKED, "--gpu", given)

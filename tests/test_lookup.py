@@ -62,10 +62,18 @@ def test_each_step_is_named(argv, step, capsys):
     assert f"step    {step}\n" in explain(capsys, *SHRINK, *argv)
 
 
-def test_a_named_gpu_is_looked_up_under_the_installed_triton(capsys):
-    """Not under the version that the table's rows happen to have."""
+def test_a_gpu_that_is_not_here_is_looked_up_under_the_version_of_its_rows(capsys):
+    """As a machine that has one would be set up; the installed version says nothing of it."""
     text = explain(capsys, *SHRINK, "--segments", "8", "--gpu", "NVIDIA H200")
-    assert f"on      NVIDIA H200, Triton {triton.__version__} (" in text
+    assert "on      NVIDIA H200, Triton 3.5.1 (" in text
+    assert "exact" in text
+
+
+def test_a_part_of_a_word_is_no_name(capsys):
+    """An H20 is no H200; and what says more of it is named."""
+    text = explain(capsys, *SHRINK, "--segments", "8", "--gpu", "H20")
+    assert f"on      H20, Triton {triton.__version__} (" in text
+    assert "--architecture, as 9.0 for Hopper, and --sm-count say whose rows it borrows" in text
 
 
 def test_a_key_whose_default_was_the_best_says_so(capsys):
@@ -104,7 +112,7 @@ def test_a_named_gpu_that_is_not_here_is_not_held_to_limits(capsys):
         ([*SHRINK, "--segments", "0"], "--segments: expected a positive number, got 0"),
         (
             ["--rank", "64", "--chunk-size", "16", "--segments", "1"],
-            "input_dim: expected a positive number for add_lora",
+            "--input-dim: expected a positive number for add_lora",
         ),
         (
             ["--op", "expand", "--slices", "2", "--rank", "8", "--chunk-size", "16", "--segments", "1"],

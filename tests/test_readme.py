@@ -65,3 +65,39 @@ def test_every_module_is_on_the_map():
     for module in (*package.glob("*.py"), *(folder for folder in package.iterdir() if folder.is_dir())):
         if not module.name.startswith("_"):
             assert module.name in TEXT, module.name
+
+
+def between(start: str, end: str) -> str:
+    return TEXT.split(start, 1)[1].split(end, 1)[0]
+
+
+def test_what_the_text_says_of_figures_the_tables_say():
+    """On the first screen and under Limits: of mixed batches, decoding, a whole model, and what is borrowed."""
+    first, h100 = (
+        between("# csgmv\n", "\n## ").replace("\n", " "),
+        between("<!-- peers-h100:begin -->", "<!-- peers-h100:end -->"),
+    )
+    ahead = [
+        round(float(re.search(r"best peer ÷ csgmv: geometric mean ([\d.]+)", part)[1]))
+        for part in (h100.split("**Mixed")[1], h100.split("**Decode")[1])
+    ]
+    assert "about a quarter of the time of the faster of sglang's and vLLM's for mixed batches" in first
+    assert "about half of it for decoding" in first
+    assert ahead == [4, 2]
+    shares = re.findall(r"^\| \d+ × \d+ \| [\d.]+ \| [\d.]+ \(([\d.]+)×\)", h100.split("**End to end")[1], re.MULTILINE)
+    eager = between("<!-- e2e:begin -->", "**What the table is worth**")
+    shares += re.findall(r"^\| \d+ × \d+ \| [\d.]+ \| [\d.]+× \| [\d.]+ \(([\d.]+)×\)", eager, re.MULTILINE)
+    assert len(shares) == 6
+    percents = re.search(r"takes (\d+) to (\d+) % longer with eight adapters", first)
+    slower = [round(100 * (float(share) - 1)) for share in shares]
+    assert [min(slower), max(slower)] == [int(percents[1]), int(percents[2])]
+    keys, worst = re.search(r"\| all \| (\d+) \| .* \| ([\d.]+) % \| \d+ \|", TEXT).groups()
+    borrowed = re.search(r"borrowed lost up to (\d+) % at one of (\d+) keys", TEXT)
+    assert (borrowed[1], borrowed[2]) == (str(round(float(worst))), keys)
+
+
+def test_how_well_two_runs_of_the_tuner_agree_is_what_agree_said():
+    """Its output is kept beside other measurements."""
+    said = (README.parent / "tests" / "measured" / "h100-agree.txt").read_text(encoding="utf-8")
+    percent = re.search(r"above agreed within 2 % of time at ([\d.]+) % of the keys", TEXT.replace("\n", " "))
+    assert f"({percent[1]}%) agree within 2.0%" in said

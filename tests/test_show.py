@@ -95,6 +95,13 @@ def test_nothing_found_is_exit_status_1(argv, capsys):
     assert show(capsys, *argv)[0] == 1
 
 
+def test_a_gpu_without_rows_is_told_which_there_are(capsys):
+    """Not only that there are none."""
+    status, text = show(capsys, "--gpu", "A100", "--op", "shrink")
+    assert status == 1
+    assert f"\nThe table has rows for {', '.join(dispatch.tables().gpus)}.\n" in text
+
+
 def test_json_names_every_field(capsys):
     """None where the default was the best."""
     _, text = show(capsys, "--triton", "3.10.0", "--json")

@@ -154,6 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _printable()
     try:
         argv = sys.argv[1:] if argv is None else argv
+        if not argv:
+            parser().print_help(sys.stderr)
+            return USER_ERROR
+        if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+            near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`csgmv --help` lists them"
+            raise ValueError(f"{argv[0]}: expected a command, got none of this name; {hint}")
         args = parser().parse_args(argv, argparse.Namespace(command_line=shlex.join(["csgmv", *argv])))
         status: int = args.run(args)
         sys.stdout.flush()

@@ -163,15 +163,16 @@ def target(gpu: str | None, version: str | None) -> dispatch.Target:
 
     Args:
         gpu: None for the one here, or where there is none for the one that the table knows best.
-        version: of Triton; None for the installed one, or with the one that the table knows best for its own.
+        version: of Triton; None for the installed one, or where the GPU is not here for that of its rows.
 
     Raises:
         ValueError: the table knows no such GPU or several, or none at all.
     """
-    if gpu is None and torch.cuda.is_available() and not launch.INTERPRETED:
+    known, here = dispatch.tables().gpus, None
+    if torch.cuda.is_available() and not launch.INTERPRETED:
         here = dispatch.target(torch.device("cuda", torch.cuda.current_device()))
-        return here._replace(triton=version or here.triton)
-    known = dispatch.tables().gpus
+        if gpu is None or dispatch.named(gpu) == [here.gpu]:
+            return here._replace(triton=version or here.triton)
     if gpu is None and known:
         best = dispatch.target(torch.device("cpu"))
         gpu, version = best.gpu, version or best.triton
@@ -181,7 +182,7 @@ def target(gpu: str | None, version: str | None) -> dispatch.Target:
         raise ValueError(f"{wanted}; got {gpu if gpu is not None else 'none, and there is no GPU here'}")
     architecture, sm_count = known[names[0]]
     limits = footprint.LIMITS.get(architecture, footprint.UNLIMITED)
-    return dispatch.Target(names[0], version or triton.__version__, limits, architecture, sm_count)
+    return dispatch.Target(names[0], version or dispatch.tuned_under(names[0]), limits, architecture, sm_count)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +207,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--triton",
         type=version,
         metavar="VERSION",
-        help=f"whose rows to look for (default: the installed one, {triton.__version__})",
+        help=f"whose rows to look for (default: the installed one, {triton.__version__}; for a GPU that is not here "
+        "that of its rows)",
     )
     output = parser.add_argument_group("output")
     add = output.add_argument
@@ -268,5 +270,6 @@ def run(args: argparse.Namespace) -> int:
         for (model, rank), of_model in found.items():
             said = f"{model}, rank {rank}, {args.dtype}, on {where.gpu} under Triton {where.triton}"
             print("\n".join(columns.folded(said, width)), text(of_model, args.all, width), sep="\n", end="\n\n")
-        print(*columns.folded(_LEGEND, width), sep="\n")
+        if any(cover.served.step != "exact" for of_model in found.values() for cover in of_model):
+            print(*columns.folded(_LEGEND, width), sep="\n")
     return status([cover for of_model in found.values() for cover in of_model], args.max_loss and args.max_loss / 100)

@@ -136,5 +136,8 @@ def run(_: argparse.Namespace) -> int:
     print(f"(allowed: {workload.TOLERANCE[dtype]:g}).")
     if on_gpu:
         print(f"default, tuned: microseconds. {measure.TURNS}")
-    print(f"{wrong} of {len(found)} results are WRONG." if wrong else f"All {len(found)} results are right.")
+    if wrong:
+        print(f"{wrong} of {len(found)} results are WRONG.")
+    else:
+        print(f"All {len(found)} results are right. What there is for your model says `csgmv coverage --model NAME`.")
     return 1 if wrong else 0

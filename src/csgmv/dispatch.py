@@ -6,6 +6,7 @@ A key is resolved once and remembered; nothing here reads a file, the environmen
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -131,9 +132,22 @@ def target(device: torch.device) -> Target:
 
 
 def named(gpu: str) -> list[str]:
-    """The table's GPUs of this name, or where there is none those whose names it is a part of, in any case."""
-    known = [name for name in tables().gpus if gpu.lower() in name.lower()]
-    return [name for name in known if name.lower() == gpu.lower()] or known
+    """The table's GPUs in whose names these words stand, in any case: "h200" is a part of "NVIDIA H200", "h20" is not.
+
+    One that has just this name is the only one.
+    """
+
+    def words(name: str) -> str:
+        return f" {' '.join(re.findall('[a-z0-9]+', name.lower()))} "
+
+    known = [name for name in tables().gpus if words(gpu) in words(name)]
+    return [name for name in known if words(name) == words(gpu)] or known
+
+
+def tuned_under(gpu: str) -> str:
+    """The Triton version that a GPU of the table was tuned under; of several the one nearest to the installed one."""
+    present = [version for name, version in tables().rows if name == gpu]
+    return next(iter(fallback.nearest_versions(triton.__version__, present)), triton.__version__)
 
 
 def is_exact(choice: Choice, key: Key, where: Target) -> bool:

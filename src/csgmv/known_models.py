@@ -43,6 +43,12 @@ def config(name: str) -> Any | None:
     return None if known is None else SimpleNamespace(**models()[known]["config"])
 
 
+def misspelt(name: str) -> list[str]:
+    """The known models that a name is most probably meant to be one of; none for other names."""
+    alike = difflib.get_close_matches(name.lower(), _names(), n=2, cutoff=0.85)
+    return list(dict.fromkeys(_names()[other] for other in alike))
+
+
 def nearest(name: str) -> list[str]:
     """The known models whose names are most like this one; all of them where none is."""
     short = name.lower().rpartition("/")[2]

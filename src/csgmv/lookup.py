@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--triton",
         type=version,
         metavar="VERSION",
-        help=f"whose rows to look for (default: the installed one, {triton.__version__})",
+        help=f"whose rows to look for (default: the installed one, {triton.__version__}; for a GPU that is not here "
+        "that of its rows)",
     )
 
 
@@ -77,6 +78,14 @@ def key_of(args: argparse.Namespace) -> rules.Key:
     """
     if args.slices is not None and args.op != "shrink":
         raise ValueError(f"--slices: only for shrink; for {args.op} the slices are those of --slice-widths")
+    if args.op != "expand" and args.input_dim < 1:
+        raise ValueError(
+            f"--input-dim: expected a positive number for {args.op}, such as --input-dim 1024, got {args.input_dim}"
+        )
+    if args.op != "shrink" and not args.slice_widths:
+        raise ValueError(
+            f"--slice-widths: expected one or more for {args.op}, such as --slice-widths 2048 1024 1024, got none"
+        )
     key = rules.Key(
         op=args.op,
         input_dim=args.input_dim,
@@ -110,6 +119,7 @@ def target_of(args: argparse.Namespace) -> tuple[dispatch.Target, str]:
     named = here._replace(gpu=names[0] if names else args.gpu, triton=args.triton or triton.__version__)
     if named.gpu == here.gpu and not interpreted:
         return named, "this machine's"
+    named = named._replace(triton=args.triton or dispatch.tuned_under(named.gpu))
     architecture, sm_count = dispatch.tables().gpus.get(named.gpu, (args.architecture or "", args.sm_count))
     limits = footprint.LIMITS.get(architecture)
     named = named._replace(limits=limits or footprint.UNLIMITED, architecture=architecture, sm_count=sm_count)
@@ -148,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
     known = sorted({gpu for gpu, _ in dispatch.tables().rows})
     if target.gpu not in known:
         print(f"        the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}")
+        if not target.architecture:
+            print("        --architecture, as 9.0 for Hopper, and --sm-count say whose rows it borrows")
     print(f"step    {choice.step}")
     if choice.source is None:
         which = "the built-in default" if choice.step == "default" else "what does best on average"

@@ -116,6 +116,11 @@ def _load(name: str | Path, trust_remote_code: bool) -> Any:
             raise ValueError(f"model: expected a hub name, a folder with a config.json or a file, got no folder {path}")
         if (known := known_models.config(str(name))) is not None:
             return known
+        if "/" not in str(name) and (alike := known_models.misspelt(str(name))):
+            raise ValueError(
+                f"model: expected a hub name (OWNER/NAME), a folder with a config.json or a file, got {name}; "
+                f"did you mean {' or '.join(alike)}?"
+            )
     listed = "" if here else f"; known by name are {', '.join(known_models.nearest(str(name)))}"
     try:
         from transformers import AutoConfig

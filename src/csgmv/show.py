@@ -240,6 +240,8 @@ def run(args: argparse.Namespace) -> int:
     if args.all or args.gpu or args.triton or _wanted(args):
         _print_rows(found, width)
         print(f"\n{len(found)} of {len(everything)} keys")
+        if not found:
+            print(f"The table has rows for {', '.join(dispatch.tables().gpus) or 'no GPU'}.")
     elif everything:
         print(columns.aligned(("GPU", "Triton", "operation", "shapes", "keys", "tuned"), _counts(found), width))
         print("For the other keys the built-in default was the fastest. `csgmv show --all` prints every row.")

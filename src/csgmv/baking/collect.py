@@ -104,7 +104,7 @@ def documents(path: Path) -> list[Document]:
 
 def nothing(path: Path) -> str:
     """The fault of a place without results."""
-    return f"{path}: expected raw results, got {'none' if path.is_dir() else 'no such file or folder'}"
+    return f"{path}: expected raw results, got {'none' if path.exists() else 'no such file or folder'}"
 
 
 def collect(path: Path) -> Collected:

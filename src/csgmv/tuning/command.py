@@ -121,9 +121,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out: expected a folder, got {args.out}")
     if args.noisy is not None and args.ray is not None:
         raise ValueError("--noisy: expected without --ray, since what is noisy on one GPU need not be so on another")
+    plan = _plan(args)
     if not args.dry_run and args.ray is None:
         no_gpu.require("tune", "--dry-run and --ray work without")
-    plan = _plan(args)
     if args.dry_run:
         return _dry_run(plan, None if _again(args) else args.out, args.seed)
     started = time.monotonic()
