@@ -101,6 +101,13 @@ def test_the_limits_are_on_median_tail_and_default(spots: list[Spot]) -> None:
     assert acceptable(losing(0.02, default_us=None), 0.05, 0.2)
 
 
+def test_there_is_nothing_to_tell_where_nothing_ran(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says which option, and what makes the folder."""
+    assert main(["spot-check", "--tell", "--out", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("csgmv: error: --out: expected a folder that a run on a GPU has filled, got no ")
+
+
 @pytest.mark.usefixtures("table")
 def test_it_is_told_as_text_json_and_markdown(
     checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

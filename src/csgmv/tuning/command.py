@@ -58,7 +58,7 @@ _WHAT = {
     "tokens": TOKENS,
     "adapters": (),
 }
-# What --dry-run assumes where there is no GPU: an H200.
+# What --dry-run assumes where there is no GPU, neither here nor in the table: an H200.
 _H200 = footprint.Limits(shared_memory=232448, programmatic_launch=True)
 
 
@@ -219,8 +219,9 @@ def _dry_run(plan: Plan | Keys, folder: Path | None, seed: int) -> int:
         if folder is not None:
             archive = Archive(folder, where.gpu, where.triton, current_run(device, seed))
     else:
-        print("no GPU here: an H200 is assumed")
-        limits = _H200
+        best = dispatch.target(torch.device("cpu"))  # the GPU that the table knows best, if it knows any
+        limits = footprint.LIMITS.get(best.architecture, _H200)
+        print(f"no GPU here: one like {best.gpu or 'an H200'} is assumed")
     for task in tasks:
         print(f"{_describe(task)}: {space.size(task.key, limits):,} configs fit")
     fresh = None if archive is None else sum(archive.fresh(task) is not None for task in tasks)

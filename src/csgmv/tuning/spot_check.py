@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--tell: expected without --dry-run")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: expected a folder, got {args.out}")
+    if args.tell and not args.out.exists():
+        raise ValueError(f"--out: expected a folder that a run on a GPU has filled, got no {args.out}")
     measures = not args.tell and not args.dry_run
     if measures:
         no_gpu.require("spot-check", "--tell and --dry-run work without")
