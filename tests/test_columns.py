@@ -54,6 +54,17 @@ def test_a_last_column_is_folded_into_what_is_left():
     assert columns.aligned(("layer", "config"), rows, fold=True) == columns.aligned(("layer", "config"), rows)
 
 
+def test_a_text_is_folded_beneath_its_label():
+    """Which it has or has not; without a width it stays one line."""
+    text = "a row of many words that do not fit"
+    assert columns.labelled("row", text, 34).splitlines() == [
+        "row     a row of many words that",
+        "        do not fit",
+    ]
+    assert columns.labelled("", "more", 34) == "        more"
+    assert columns.labelled("row", text, None) == f"row     {text}"
+
+
 def test_a_table_without_rows_is_its_header():
     """Nothing to align is no error, on any terminal."""
     assert columns.aligned(HEADER, [], width=5) == "layer  time µs  config"

@@ -28,7 +28,7 @@ ANY: Mapping[str, set[str]] = {
     "tune": {"--dtype", "--ops", "--trust-remote-code", "--stale", "--force", "--then-load", "--dry-run"}
     | {"--ray"},  # Ray's to say
     "cross": {"--dry-run"},
-    "spot-check": {"--ops", "--dtype", "--dry-run", "--json", "--markdown"},
+    "spot-check": {"--ops", "--dtype", "--dry-run", "--all", "--json", "--markdown"},
     "warmup": {"--dtype", "--ops", "--trust-remote-code", "--padded", "--batch-invariant"},
     "bench": {"--distribution", "--dtype", "--ops", "--batch-invariant", "--markdown", "--e2e"},
     # Rows that there are not are found to be none, with exit status 1.

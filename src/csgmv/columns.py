@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _GAP = "  "
+_LABEL = " " * 8  # as wide as a label and the gap after it
 _LEAST_FOLDED = 24  # characters of a column that is folded; narrower ones are no longer read with ease
 
 
@@ -35,6 +36,12 @@ def folded(text: str, width: int | None) -> list[str]:
     if width is None:
         return [text]
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def labelled(label: str, text: str, width: int | None) -> str:
+    """A text after its label, folded beneath itself; without a label it goes on with what stands above."""
+    first, *more = folded(text, width and max(width - len(_LABEL), _LEAST_FOLDED))
+    return "\n".join([f"{label:<{len(_LABEL)}}{first}", *(_LABEL + line for line in more)])
 
 
 def aligned(

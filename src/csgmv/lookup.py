@@ -153,19 +153,25 @@ def run(args: argparse.Namespace) -> int:
     target, word = target_of(args)
     resolve = dispatch.resolve_invariant if args.batch_invariant else dispatch.resolve
     choice = resolve(key, target, dispatch.tables())
-    print(f"launch  {_key_text(key)}{', batch-invariant' if args.batch_invariant else ''}")
-    print(f"on      {target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})")
     known = sorted({gpu for gpu, _ in dispatch.tables().rows})
+    lines = [
+        ("launch", f"{_key_text(key)}{', batch-invariant' if args.batch_invariant else ''}"),
+        ("on", f"{target.gpu or 'no GPU (the table is empty)'}, Triton {target.triton} ({word})"),
+    ]
     if target.gpu not in known:
-        print(f"        the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}")
+        lines.append(("", f"the table has no rows for it; it has rows for {', '.join(known) or 'no GPU'}"))
         if not target.architecture:
-            print("        --architecture, as 9.0 for Hopper, and --sm-count say whose rows it borrows")
-    print(f"step    {choice.step}")
+            lines.append(("", "--architecture, as 9.0 for Hopper, and --sm-count say whose rows it borrows"))
+    lines.append(("step", choice.step))
     if choice.source is None:
         which = "the built-in default" if choice.step == "default" else "what does best on average"
-        print(f"row     none: {which}, made to fit the device; `csgmv tune` finds a better one")
+        lines.append(("row", f"none: {which}, made to fit the device; `csgmv tune` finds a better one"))
     else:
-        print(f"row     {_key_text(choice.source)}; tuned on {choice.gpu} under Triton {choice.triton}")
+        lines.append(
+            ("row", f"{_key_text(choice.source)}; tuned on {choice.gpu} under Triton {choice.triton}"),
+        )
+    width = columns.terminal_width()
+    print(*(columns.labelled(*line, width) for line in lines), sep="\n")
     print()
-    print(columns.aligned(("field", "value"), _config_rows(choice, key.op), columns.terminal_width()))
+    print(columns.aligned(("field", "value"), _config_rows(choice, key.op), width))
     return 0

@@ -232,11 +232,12 @@ def run(args: argparse.Namespace) -> int:
         print(_json(found, everything, args))
         return 0 if found else 1
     count = counts(everything)
-    print(
+    width = columns.terminal_width()
+    said = (
         f"table {digest()}: {count['keys']} keys, {count['tuned']} of them tuned,"
         f" {count['chunk_sizes']} chunk sizes, {count['defaults']} defaults of architectures"
     )
-    width = columns.terminal_width()
+    print(*columns.folded(said, width), sep="\n")
     if args.all or args.gpu or args.triton or _wanted(args):
         _print_rows(found, width)
         print(f"\n{len(found)} of {len(everything)} keys")
@@ -244,7 +245,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"The table has rows for {', '.join(dispatch.tables().gpus) or 'no GPU'}.")
     elif everything:
         print(columns.aligned(("GPU", "Triton", "operation", "shapes", "keys", "tuned"), _counts(found), width))
-        print("For the other keys the built-in default was the fastest. `csgmv show --all` prints every row.")
+        said = "For the other keys the built-in default was the fastest. `csgmv show --all` prints every row."
+        print(*columns.folded(said, width), sep="\n")
     if not _wanted(args):
         _print_chunk_sizes(args, width)
     return 0 if found else 1

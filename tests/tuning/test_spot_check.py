@@ -15,6 +15,7 @@ from crossed import RowBench
 from csgmv import fallback, footprint, readme_block, records, rules
 from csgmv.baking.collect import collect
 from csgmv.cli import main
+from csgmv.tuning import spot_check
 from csgmv.tuning.spot_check import MARKER, acceptable, measure, verdicts
 from csgmv.tuning.spots import Asked, Spot, Verdict, drawn
 from laid import tables
@@ -110,7 +111,7 @@ def test_there_is_nothing_to_tell_where_nothing_ran(tmp_path: Path, capsys: pyte
 
 @pytest.mark.usefixtures("table")
 def test_it_is_told_as_text_json_and_markdown(
-    checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a GPU, from the folder; the exit status is by the limits."""
     tell = ["spot-check", *OPTIONS, *HERE, "--out", str(checked), "--tell"]
@@ -120,6 +121,11 @@ def test_it_is_told_as_text_json_and_markdown(
     losses = [float(line.split(" %")[0]) for line in said[3:]]
     assert len(losses) == 4
     assert losses == sorted(losses, reverse=True)
+    monkeypatch.setattr(spot_check, "WORST", 3)
+    assert main(tell) == 1
+    assert capsys.readouterr().out.splitlines() == [*said[:-1], "", "These are the worst; --all prints all 4."]
+    assert main([*tell, "--all"]) == 1
+    assert capsys.readouterr().out.splitlines() == said
     assert main([*tell, "--median", "1000", "--percentile-95", "1000", "--json"]) in (0, 1)
     told = json.loads(capsys.readouterr().out)
     assert (told["gpu"], told["keys"], len(told["judged"])) == ("NVIDIA H200", 4, 4)

@@ -41,6 +41,7 @@ STATUSES = {
     0: "losses within --median and --percentile-95, no key slower than with the default beyond the noise",
     WORSE: "some loss is larger, or some key slower than that",
 }
+WORST = 20  # keys that are printed where not all are asked for
 _SEARCHING = 0.9  # the share of a time budget after which no further key is searched: timing side by side is quick
 
 
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--median", type=number(), default=5.0, metavar="PERCENT", help="that may be lost")
     add("--percentile-95", type=number(), default=20.0, metavar="PERCENT", help="that may be lost")
     form = output.add_mutually_exclusive_group()
+    form.add_argument("--all", action="store_true", help=f"every key, not only the {WORST} that lose most")
     form.add_argument("--json", action="store_true", help="every key, as JSON")
     form.add_argument("--markdown", action="store_true", help="a line a model")
     add(
@@ -203,7 +205,7 @@ def _tell(found: Sequence[Verdict], args: argparse.Namespace, where: fallback.Ta
     elif args.json:
         print(as_json(found, where))
     else:
-        print(text(found, asked, columns.terminal_width()))
+        print(text(found, asked, None if args.all else WORST, columns.terminal_width()))
 
 
 def _named(key: rules.Key) -> str:
@@ -222,8 +224,8 @@ def _figures(found: Sequence[Verdict]) -> list[str]:
     return [str(told.keys), *losses, str(sum(one.slower for one in found))]
 
 
-def text(found: Sequence[Verdict], asked: int, width: int | None) -> str:
-    """For a terminal of so many columns (None: any): the sum, then every key, the worst first."""
+def text(found: Sequence[Verdict], asked: int, most: int | None, width: int | None) -> str:
+    """For a terminal of so many columns (None: any): the sum, then `most` keys (None: all), the worst first."""
     keys, median, percentile_95, worst, slower = _figures(found)
     rows = [
         [
@@ -236,14 +238,15 @@ def text(found: Sequence[Verdict], asked: int, width: int | None) -> str:
             f"{one.spot.model.rpartition('/')[2]} {one.spot.layer}, tp {one.spot.tp}",
             one.spot.served.step,
         ]
-        for one in sorted(found, key=lambda one: -one.loss)
+        for one in sorted(found, key=lambda one: -one.loss)[:most]
     ]
     header = ("loss", "table µs", "own µs", "default µs", "than default", "key", "layer", "served by")
-    return (
+    said = (
         f"{keys} of {asked} keys judged: the table's config loses {median} to a search of the key's own (median; 95 %: "
-        f"{percentile_95}, worst: {worst}); {slower} are slower than with the built-in default\n\n"
-        f"{columns.aligned(header, rows, width)}"
+        f"{percentile_95}, worst: {worst}); {slower} are slower than with the built-in default"
     )
+    ending = ["", f"These are the worst; --all prints all {len(found)}."] if len(rows) < len(found) else []
+    return "\n".join([*columns.folded(said, width), "", columns.aligned(header, rows, width), *ending])
 
 
 def markdown(found: Sequence[Verdict], where: fallback.Target, command: str) -> str:
