@@ -168,7 +168,7 @@ def target(gpu: str | None, version: str | None) -> dispatch.Target:
     Raises:
         ValueError: the table knows no such GPU or several, or none at all.
     """
-    known, here = dispatch.tables().gpus, None
+    known = dispatch.tables().gpus
     if torch.cuda.is_available() and not launch.INTERPRETED:
         here = dispatch.target(torch.device("cuda", torch.cuda.current_device()))
         if gpu is None or dispatch.named(gpu) == [here.gpu]:

@@ -18,6 +18,13 @@ from fabricated import document, put, record
 BATCHES = [[101, 5, 7, 30.0, 20.0], [32, 32, 32, 15.0, 12.5], [128, 1, 8, 12.0, 13.0]]
 
 
+@pytest.fixture
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then results of any GPU are looked at."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("_no_gpu")
 def test_a_key_is_measured_again_on_the_batches_of_its_record(tmp_path: Path) -> None:
     """All of them, also that of one adapter, and as many decide: else the new record would say less than the old."""
     put(tmp_path, "loud.json", document(record(noise_us=9.0, batches=BATCHES, tuned_on=2)))
@@ -27,6 +34,7 @@ def test_a_key_is_measured_again_on_the_batches_of_its_record(tmp_path: Path) ->
         assert task.deciding == task.batches[:2]
 
 
+@pytest.mark.usefixtures("_no_gpu")
 def test_where_the_default_cannot_run_noise_is_the_winners(tmp_path: Path) -> None:
     """Nothing else has a time then."""
     put(tmp_path, "loud.json", document(record(default_us=None, noise_us=2.5)))

@@ -138,8 +138,11 @@ def test_what_contradicts_a_file_of_misses_is_refused(missed: Path, tmp_path: Pa
         run("--from-misses", str(tmp_path / "nowhere.json"), "--dry-run")
 
 
-def test_results_of_other_kernels_are_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_other_kernels_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Just these; where there are none, or another option says what to tune, that is told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # then results of any GPU count
     current = document(record(chunk_size=64))
     current["runs"][0]["kernel_hash"] = kernel_hash.kernel_hash()
     put(tmp_path, "current.json", current)
@@ -177,6 +180,7 @@ def test_noisy_keys_are_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those whose default varied by more than so many percent of its time, though their records are fresh."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # then results of any GPU count
     noisy = "--noisy", "10", "--out", str(tmp_path)
     put(tmp_path, "quiet.json", document(record(noise_us=3.0)))
     with pytest.raises(ValueError, match=r"--noisy: expected results with noise of more than 10 % in .*, got none"):

@@ -116,6 +116,8 @@ def name(gpu: str, triton: str, key: rules.Key) -> Path:
 def check_places(folder: Path, collected: Collected, where: fallback.Head) -> None:
     """Whether each result of one GPU and Triton version is in the file that the tuner writes its key's record to.
 
+    What is added to a record, or takes its place, goes to that file.
+
     Raises:
         ValueError: one is in another.
     """
